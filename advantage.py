@@ -1,0 +1,137 @@
+"""Rewards to advantages: the group filter, the unlikeliness reward and GRPO's normalisation (paper, sections 2 and 4.1).
+
+    python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25
+    python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25 --rank-by token-mean
+
+Reads: id, sample, completion_ids, logprobs, reward (1.0, 0.0, or null where the verifier broke).
+Adds:  rank           0 = most likely completion of its group under pi_old .. G-1 = least likely
+       shaped_reward  r_i = R_i (1 - beta_rank (G - rank_i) / G)
+       advantage      A_i = (r_i - mean(r)) / (std(r) + 1e-6), one number for every token of the completion
+All three are null where the reward is; the last two are null in a group that is all right or all wrong.
+"""
+import argparse
+import json
+import math
+import os
+import sys
+
+import numpy as np
+
+
+def likelihood_rank(completions, scores):
+    """Ranks [G] by falling score: 0 = most likely. Equal completions get their block's mean rank, so that float noise
+    in their log-probabilities cannot order them (neither the paper nor its release says what to do with ties)."""
+    mean_of = {c: np.mean([s for d, s in zip(completions, scores) if d == c]) for c in set(completions)}
+    score = np.array([mean_of[c] for c in completions])
+    likelier = (score[None, :] > score[:, None]).sum(axis=1)  # [G]
+    tied = (score[None, :] == score[:, None]).sum(axis=1)  # [G], counts itself
+    return likelier + (tied - 1) / 2
+
+
+def unlikeliness_reward(rewards, ranks, beta_rank):
+    """Shaped rewards [G], paper section 4.1: of two proofs the rarer earns more; a wrong one stays at 0.
+    The release has (G - 1 - rank) for (G - rank): its penalty is smaller by beta_rank / G."""
+    group_size = len(rewards)
+    return rewards * (1 - beta_rank * (group_size - ranks) / group_size)
+
+
+def group_advantages(rewards):
+    """GRPO advantages [G] of one group's rewards [G]; std with ddof = 1 as in the release."""
+    return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+
+
+def add_advantages(rows, unlikeliness=0.0, rank_by="sequence"):
+    """The rows of any number of groups (same id = same group), each with rank, shaped_reward and advantage added.
+
+    rank_by "sequence" orders by the completion's log-probability (the paper), "token-mean" by its mean over the
+    tokens (the release). A group whose raw rewards are all equal is dropped *before* shaping: the unlikeliness
+    reward would otherwise give an all-right group differences, and the division by std would blow them up.
+    """
+    rows = [dict(row, rank=None, shaped_reward=None, advantage=None) for row in rows]
+    groups = {}
+    for row in rows:
+        if row["reward"] is not None:  # the verifier broke on a null: such a row is in no statistic
+            groups.setdefault(row["id"], []).append(row)
+    for group in groups.values():
+        rewards = np.array([row["reward"] for row in group], dtype=float)
+        reduce = np.sum if rank_by == "sequence" else np.mean
+        scores = [reduce(row["logprobs"]) for row in group]
+        ranks = likelihood_rank([tuple(row["completion_ids"]) for row in group], scores)
+        for row, rank in zip(group, ranks):
+            row["rank"] = float(rank)
+        if np.all(rewards == rewards[0]):
+            continue
+        shaped = unlikeliness_reward(rewards, ranks, unlikeliness)
+        for row, reward, advantage in zip(group, shaped, group_advantages(shaped)):
+            row["shaped_reward"], row["advantage"] = float(reward), float(advantage)
+    return rows
+
+
+# What every stage shares: one sentence for an error, checked numbers on the command line, JSONL in and out.
+
+def fail(message):
+    """Ends the program with one sentence and exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def at_least(kind, low, exclusive=False):
+    """An argparse type: a finite int or float >= low (> low where exclusive)."""
+    def parse(text):
+        number = kind(text)
+        if not math.isfinite(number) or number < low or (exclusive and number == low):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above' if exclusive else 'at least'} {low}")
+        return number
+    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return parse
+
+
+def read_jsonl(path, *keys):
+    """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    cut = "" if line.endswith("\n") else " (cut short: its writer was interrupted, run that stage again)"
+                    fail(f"{path}, line {number}: not valid JSON{cut}; mend or delete the line")
+                if not isinstance(row, dict) or (missing := [key for key in keys if key not in row]):
+                    what = f"the key '{missing[0]}' is missing" if isinstance(row, dict) else "not a JSON object"
+                    fail(f"{path}, line {number}: {what}; one object a line with {', '.join(keys)} is expected")
+                yield row
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"cannot read {path} ({getattr(error, 'strerror', '') or 'it is not UTF-8 text'}); give a JSONL file")
+
+
+def write_jsonl(path, rows):
+    """Writes rows, which may be a generator, to a file that appears under its name only when it is complete."""
+    part = f"{path}.part"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        fail(f"cannot write {path} ({error.strerror}); choose another --out")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Group filter, unlikeliness reward and GRPO advantages.")
+    parser.error = fail
+    parser.add_argument("rows", help="JSONL from verify.py")
+    parser.add_argument("--out", required=True, help="JSONL to write")
+    parser.add_argument("--unlikeliness", type=at_least(float, 0), default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
+    parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="the paper's ranking or its release's")
+    args = parser.parse_args()
+    rows = list(read_jsonl(args.rows, "id", "sample", "completion_ids", "logprobs", "reward"))
+    if not rows:
+        fail(f"{args.rows} has no rows; run verify.py first")
+    rows = add_advantages(rows, args.unlikeliness, args.rank_by)
+    write_jsonl(args.out, rows)
+    kept = sum(row["advantage"] is not None for row in rows)
+    print(f"{len(rows)} rows, {len({row['id'] for row in rows})} groups, {kept} rows in groups that are neither all right nor all wrong")
+
+
+if __name__ == "__main__":
+    main()
