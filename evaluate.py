@@ -1,0 +1,352 @@
+"""Is the model better at N samples, which of its proofs did training favour, and how did training go?
+
+    python evaluate.py runs/base/verified.jsonl runs/grpo/eval_00060/verified.jsonl --out figures/
+    python evaluate.py uplift --before runs/base --after runs/grpo/model --after runs/unlikely/model verified.jsonl
+    python evaluate.py curves runs/grpo runs/unlikely
+
+1. pass@N. Reads id, completion, finish_reason, reward; prints a Markdown table and draws pass_at_n.png. N runs over the
+   powers of two up to the fewest samples that a problem has, and that number. Intervals: 95 %, bootstrap over problems.
+2. uplift (paper, section 3.5). Reads id, prompt_ids, completion_ids, reward; prints a table and draws uplift.png. Each
+   problem's distinct correct completions are sorted by log-probability under --before; the uplift rate is the share of
+   problems whose sample at a rank is likelier under --after. If it falls with the rank, that is the paper's rank bias.
+   The table and the left panel use the relative rank (0 = the problem's likeliest proof, 1 = its rarest, --bins equal
+   parts, problems with two proofs or more): only easy problems, which have many proofs, reach the high absolute ranks
+   of the right panel. Intervals: Wilson, n = problems, as the proofs of one problem are not independent.
+3. curves. Reads runs/X/metrics.jsonl (step, reward, unique, kl, clip_fraction); draws curves.png.
+
+A row whose reward is null (the verifier broke) is in no statistic. A run has one colour in all figures, see `styles`.
+"""
+import argparse
+import os
+import re
+import sys
+from hashlib import md5
+from itertools import groupby
+
+import numpy as np
+
+from advantage import at_least, fail, read_jsonl
+
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
+
+
+def pass_at_n(n, c, N):
+    """Unbiased pass@N = 1 - C(n-c, N) / C(n, N) of n samples with c correct; n and c are numbers or arrays, N <= n.
+    As a product of factors in [0, 1] nothing overflows and nothing cancels."""
+    n, c = np.asarray(n, dtype=float), np.asarray(c, dtype=float)
+    if not 1 <= N <= n.min():
+        raise ValueError(f"pass@{N} needs 1 <= N <= n, the number of samples; here n = {n.min():g}")
+    miss = np.ones(np.broadcast(n, c).shape)
+    for i in range(N):  # N of the n samples are drawn without putting back, and all miss
+        miss = miss * np.maximum(n - c - i, 0) / (n - i)
+    return 1 - miss
+
+
+def judged_rows(path, *keys):
+    for row in read_jsonl(path, "id", "reward", *keys):
+        if row["reward"] not in (0, 1, None):
+            fail(f"{path}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
+        yield row
+
+
+def load_counts(path):
+    """What pass@N needs of verified rows: arrays with an entry per problem. A row is dropped when it is counted."""
+    problems, unverified = {}, 0
+    for row in judged_rows(path, "completion", "finish_reason"):
+        problem = problems.setdefault(row["id"], {"n": 0, "correct": 0, "truncated": 0, "proofs": set()})
+        if row["reward"] is None:
+            unverified += 1
+            continue
+        problem["n"] += 1
+        problem["truncated"] += row["finish_reason"] == "length"
+        if row["reward"] == 1:
+            problem["correct"] += 1
+            problem["proofs"].add(hash(row["completion"].strip()))
+    total, problems = len(problems), {name: problem for name, problem in problems.items() if problem["n"]}
+    if not problems:
+        fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
+    counts = {key: np.array([problem[key] for problem in problems.values()]) for key in ("n", "correct", "truncated")}
+    unique = np.array([len(problem["proofs"]) for problem in problems.values()])
+    return dict(counts, unique=unique, ids=list(problems), unverified=unverified, unjudged=total - len(problems))
+
+
+def sizes(results):
+    """The Ns to report: powers of two and each file's smallest n. A file takes part up to its own smallest n."""
+    smallest = {int(counts["n"].min()) for counts in results.values()}
+    return sorted({2**i for i in range(max(smallest).bit_length())} | smallest)
+
+
+def bootstrap_mean(values, repeats=2000, seed=0):
+    """[3, K]: mean over the problems of values [problems, K] and its 95 % interval, low and high, from resampling them."""
+    rng, problems = np.random.default_rng(seed), len(values)
+    draws = [rng.multinomial(problems, np.full(problems, 1 / problems), size=min(100, repeats - done)) @ values
+             for done in range(0, repeats, 100)]  # 100 at a time, so that memory stays small with many problems
+    return np.stack([values.mean(axis=0), *np.quantile(np.concatenate(draws) / problems, [0.025, 0.975], axis=0)])
+
+
+def pass_curve(counts, Ns, first=None, repeats=2000, seed=0):
+    """bootstrap_mean of pass@N at those Ns that all problems reach; given `first`, of the paired difference to it."""
+    if first is None:
+        Ns = [N for N in Ns if N <= counts["n"].min()]
+        values = [pass_at_n(counts["n"], counts["correct"], N) for N in Ns]
+    else:
+        Ns = [N for N in Ns if N <= min(counts["n"].min(), first["n"].min())]
+        _, i, j = np.intersect1d(counts["ids"], first["ids"], return_indices=True)  # the common problems
+        if not len(i):
+            return Ns, np.full([3, len(Ns)], np.nan)
+        values = [pass_at_n(counts["n"][i], counts["correct"][i], N) - pass_at_n(first["n"][j], first["correct"][j], N) for N in Ns]
+    return Ns, bootstrap_mean(np.stack(values, axis=1), repeats, seed)
+
+
+def pass_table(results, repeats=2000, seed=0):
+    """The report on {label: counts} as Markdown: a table, the paired differences to the first file, notes."""
+    Ns, (base, *others), notes = sizes(results), results, []
+    columns = [["% [95 % interval]", *(f"pass@{N}" for N in Ns), "samples per problem", "problems solved", "unique proofs",
+                "truncated samples"]]
+    for label, c in results.items():
+        least, most = c["n"].min(), c["n"].max()
+        columns.append([label, *cells(pass_curve(c, Ns, None, repeats, seed)[1], len(Ns)),
+                        most if least == most else f"{least} to {most}", f"{(c['correct'] > 0).sum()} of {len(c['ids'])}",
+                        f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} of {c['correct'].sum()}",
+                        f"{100 * c['truncated'].sum() / c['n'].sum():.1f}"])
+        if c["unverified"]:
+            notes.append(f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems that have no others.")
+        if least < most:
+            notes.append(f"{label}: N stops at {least}, all that {c['ids'][c['n'].argmin()]} has; others have up to {most}.")
+    text = markdown(columns)
+    if others:
+        columns = [["points [95 % interval]", *(f"pass@{N}" for N in Ns), "problems in common"]]
+        columns += [[label, *cells(pass_curve(results[label], Ns, results[base], repeats, seed)[1], len(Ns), "+"),
+                     len(set(results[label]["ids"]) & set(results[base]["ids"]))] for label in others]
+        text += f"\n\nPaired difference to {base}:\n\n{markdown(columns)}"
+    return "\n\n".join([text, *notes])
+
+
+def cells(curve, length, sign=""):
+    """The cells of a [3, K] array of rates; "-" where there is none, and up to the length."""
+    texts = ["-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" for m, low, high in 100 * curve.T]
+    return texts + ["-"] * (length - len(texts))
+
+
+def markdown(columns):
+    """A Markdown table that is aligned as plain text too: first column left, the others right."""
+    padded = []
+    for i, (head, *body) in enumerate(columns):
+        width = max(len(str(cell)) for cell in [head, *body])
+        padded.append([f"{str(cell):{'>' if i else '<'}{width}}" for cell in [head, *body]])
+        padded[-1].insert(1, "-" * (width - 1) + (":" if i else "-"))
+    return "\n".join("| " + " | ".join(line) + " |" for line in zip(*padded))
+
+
+def correct_samples(path):
+    """The distinct correct completions of verified rows, a problem's next to each other; distinct in their token ids."""
+    distinct = {}
+    for row in judged_rows(path, "prompt_ids", "completion_ids"):
+        if row["reward"] == 1:
+            kept = {key: row[key] for key in ("id", "prompt_ids", "completion_ids")}
+            distinct.setdefault(row["id"], {})[tuple(row["completion_ids"])] = kept
+    if not distinct:
+        fail(f"{path} has no correct sample, so no uplift rate; sample and verify more")
+    return [row for group in distinct.values() for row in group.values()]
+
+
+def score(model_path, rows, args):
+    """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
+    from sample import load_model  # here, because pass@N needs no torch
+    from train import completion_logprobs
+    model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
+    largest, size = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows), model.config.vocab_size
+    if largest >= size:
+        fail(f"the rows have a token {largest}, {model_path} has only {size}; give checkpoints of the model that sampled them")
+    return [float(logps.sum()) for logps in completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)]
+
+
+def uplift(ids, before, after, bins=5):
+    """Uplift by relative rank [4, bins] and by rank [4, R], both as rate, low, high, problems. ids, before and after have
+    an entry per distinct correct sample, a problem's next to each other; in a bin a problem counts with its mean.
+
+    >>> uplift(["p", "p", "q", "q"], [-1, -5, -2, -9], [-2, -4, -1, -8], bins=2)[0][0].tolist()  # likelier: no, yes, yes, yes
+    [0.5, 1.0]
+    """
+    by_bin, by_rank = [[] for _ in range(bins)], [[] for _ in ids]
+    for _, group in groupby(range(len(ids)), key=lambda i: ids[i]):
+        group = sorted(group, key=lambda i: -before[i])  # likeliest first
+        likelier = [float(after[i] > before[i]) for i in group]
+        part = np.minimum(np.arange(len(group)) * bins // max(1, len(group) - 1), bins - 1)
+        for rank, up in enumerate(likelier):
+            by_rank[rank].append(up)
+        for b in set(part) if len(group) > 1 else ():
+            by_bin[b].append(np.mean([up for up, p in zip(likelier, part) if p == b]))
+    return wilson(by_bin), wilson([ups for ups in by_rank if ups])
+
+
+def wilson(lists):
+    """[4, K]: mean of each list of numbers in [0, 1], its 95 % Wilson interval, its length; nan for an empty list."""
+    n, z = np.array([len(values) for values in lists]), 1.96
+    n_or_nan, p = np.where(n, n, np.nan), np.array([np.mean(values) if values else np.nan for values in lists])
+    middle, half = p + z**2 / (2 * n_or_nan), z * np.sqrt(p * (1 - p) / n_or_nan + (z / (2 * n_or_nan))**2)
+    return np.stack([p, (middle - half) / (1 + z**2 / n_or_nan), (middle + half) / (1 + z**2 / n_or_nan), n])
+
+
+def uplift_table(rates):
+    """{label: uplift(...)} as Markdown: a line per part of the relative rank."""
+    bins = rates[next(iter(rates))][0].shape[1]
+    columns = [["relative rank", *(f"{i / bins:.2f} to {(i + 1) / bins:.2f}" for i in range(bins))]]
+    columns += [[f"{label}, % [95 % interval]", *cells(by_bin[:3], bins)] for label, (by_bin, _) in rates.items()]
+    return markdown([*columns, ["problems", *(f"{n:.0f}" for n in rates[next(iter(rates))][0][3])]])
+
+
+def styles(labels):
+    """Colour and dashes of each label. A run is the label up to its first "/", and the hash of its name picks its colour;
+    of two runs in a figure that pick the same, the later in the alphabet takes the next free one. A second label of a
+    run has its colour and other dashes. What is the base model (base*, */eval_00000) is grey."""
+    runs = {label: "base" if re.match(r"base|.*/eval_0+$", label, re.I) else label.split("/")[0] for label in labels}
+    colors = {"base": "#444444"}
+    for run in sorted(set(runs.values()) - {"base"}):
+        # with 14720 before them, the names of the paper's settings (default .. unlikeliness-2) pick six different colours
+        wanted = int(md5(f"14720{run}".lower().encode()).hexdigest(), 16) % len(COLORS)
+        turned = COLORS[wanted:] + COLORS[:wanted]
+        colors[run] = next((color for color in turned if color not in colors.values()), turned[0])
+    before = {label: list(runs.values())[:i].count(runs[label]) for i, label in enumerate(labels)}
+    return {label: {"color": colors[runs[label]], "linestyle": ["-", "--", ":", "-."][before[label] % 4]} for label in labels}
+
+
+def panels(*shape, height, **options):
+    """A figure 8 inches wide: at 800 pixels its 11-point type is as large as a web page's text. Returns it and its panels."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    pyplot.rcParams.update({"font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
+                            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
+    figure, axes = pyplot.subplots(*shape, figsize=(8, height), layout="constrained", squeeze=False, **options)
+    return figure, axes.ravel()
+
+
+def line(ax, x, curve, label, look):
+    """A line of rates in percent and its band; curve is [3 or more, K]: rate, low, high."""
+    ax.plot(x, 100 * curve[0], marker="o", markersize=4 if len(x) <= 12 else 2, linewidth=2, label=label, **look)
+    ax.fill_between(x, 100 * curve[1], 100 * curve[2], color=look["color"], alpha=0.12, linewidth=0)
+
+
+def save(figure, path):
+    from matplotlib import pyplot
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        figure.savefig(path, dpi=200)
+    except OSError as error:
+        fail(f"cannot write {path} ({error.strerror}); choose another --out")
+    pyplot.close(figure)
+
+
+def draw_passes(results, path, repeats=2000, seed=0):
+    """pass@N of {label: counts} against N."""
+    figure, (ax,) = panels(1, 1, height=4.6)
+    look, Ns = styles(results), sizes(results)
+    for label, counts in results.items():
+        line(ax, *pass_curve(counts, Ns, None, repeats, seed), label, look[label])
+    ax.set_xscale("log", base=2)
+    ticks = [N for N in Ns if N & (N - 1) == 0]
+    ax.set_xticks(ticks, ticks)
+    ax.set(xlabel="N, samples drawn for each problem", ylabel="problems solved, pass@N (%)")
+    ax.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_uplift(rates, path):
+    """{label: uplift(...)}: left by relative rank, right by rank for as long as 10 problems have a sample there."""
+    figure, (left, right) = panels(1, 2, height=4.2, sharey=True)
+    look = styles(rates)
+    for label, (by_bin, by_rank) in rates.items():
+        held, reached = by_bin[3] > 0, by_rank[3] >= min(10, by_rank[3].max())
+        line(left, ((np.arange(len(held)) + 0.5) / len(held))[held], by_bin[:, held], label, look[label])
+        line(right, np.arange(reached.sum()), by_rank[:, reached], label, look[label])
+    left.set(xlim=(0, 1), ylim=(0, 100), xlabel="relative rank (0 likeliest, 1 rarest)", ylabel="likelier after training (%)")
+    right.set(xlabel="rank (0 = the problem's likeliest proof)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    save(figure, path)
+
+
+def draw_curves(runs, path):
+    """metrics.jsonl of {label: run folder}; with 40 steps or more a running mean over the faint raw values."""
+    titles = {"reward": "reward, mean of all samples", "unique": "unique completions", "kl": "KL to the base model, per token",
+              "clip_fraction": "share of tokens clipped"}
+    figure, axes = panels(2, 2, height=5.6, sharex=True)
+    look = styles(runs)
+    for label, folder in runs.items():
+        metrics = os.path.join(folder, "metrics.jsonl")
+        rows = list(read_jsonl(metrics, "step", *titles))
+        if not rows:
+            fail(f"{metrics} has no rows yet; let train.py finish a step first")
+        for ax, key in zip(axes, titles):
+            pairs = [(row["step"], row[key]) for row in rows if row[key] is not None]  # null: a step without an update
+            steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
+            reach = len(values) // 40
+            mean = [values[max(0, i - reach):i + reach + 1].mean() for i in range(len(values))]
+            ax.plot(steps, values, linewidth=0.8, alpha=0.35, color=look[label]["color"])
+            ax.plot(steps, mean, linewidth=2, marker="" if reach else "o", markersize=3, label=label, **look[label])
+    for ax, title in zip(axes, titles.values()):
+        ax.set(title=title, xlabel="" if ax in axes[:2] else "step")
+        ax.set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    save(figure, path)
+
+
+def name_inputs(paths, labels):
+    """{label: path}; without labels, the last folder that is not just a checkpoint's or an evaluation's, and that one:
+    runs/unlikely/eval_00060/verified.jsonl is unlikely/eval_00060, out/base.jsonl is base."""
+    if not labels:
+        labels = []
+        for path in paths:
+            parts = os.path.abspath(path).removesuffix(".jsonl").removesuffix(f"{os.sep}verified").split(os.sep)
+            plain = [i for i, part in enumerate(parts) if not re.fullmatch(r"(eval|step|checkpoints?|model|final)[-_]?\d*", part)]
+            labels.append("/".join(parts[i] for i in sorted({plain[-1], len(parts) - 1})))
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        fail(f"{len(paths)} inputs need as many different names, not {', '.join(labels)}; give --labels")
+    return dict(zip(labels, paths))
+
+
+def main():
+    command = sys.argv[1] if sys.argv[1:] and sys.argv[1] in ("uplift", "curves") else "pass@N"
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py" if command == "pass@N" else f"evaluate.py {command}",
+        description={"pass@N": "pass@N of verified samples. Two more: evaluate.py uplift --help, evaluate.py curves --help.",
+                     "uplift": "Which correct samples did training make likelier?", "curves": "Training curves."}[command])
+    parser.error = fail
+    parser.add_argument("inputs", nargs=1 if command == "uplift" else "+",
+                        help="run folders of train.py" if command == "curves" else "JSONL from verify.py")
+    parser.add_argument("--labels", nargs="+", help="a name for each line, instead of the one from its path; give them last")
+    parser.add_argument("--out", default="figures", help="folder for the figure")
+    if command == "pass@N":
+        parser.add_argument("--bootstrap", type=at_least(int, 1), default=2000, help="resamplings behind an interval")
+        parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of the resampling")
+    if command == "uplift":
+        parser.add_argument("--before", required=True, help="checkpoint that ranks the samples, usually the base model")
+        parser.add_argument("--after", required=True, action="append", help="trained checkpoint; may be given several times")
+        parser.add_argument("--bins", type=at_least(int, 2), default=5, help="parts of the relative rank")
+        parser.add_argument("--micro-batch-tokens", type=at_least(int, 1), default=16384, help="lower it if memory runs out")
+        parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+        parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    args = parser.parse_args(sys.argv[1:] if command == "pass@N" else sys.argv[2:])
+    try:
+        os.makedirs(args.out, exist_ok=True)  # before the work, so that a bad folder costs no time
+    except OSError as error:
+        fail(f"cannot make the folder {args.out} ({error.strerror}); choose another --out")
+    named = name_inputs(args.after if command == "uplift" else args.inputs, args.labels)
+    if command == "pass@N":
+        figure, results = "pass_at_n.png", {label: load_counts(path) for label, path in named.items()}
+        print(pass_table(results, args.bootstrap, args.seed))
+        draw_passes(results, os.path.join(args.out, figure), args.bootstrap, args.seed)
+    elif command == "uplift":
+        figure, rows = "uplift.png", correct_samples(args.inputs[0])
+        ids, before = [row["id"] for row in rows], score(args.before, rows, args)
+        rates = {label: uplift(ids, before, score(path, rows, args), args.bins) for label, path in named.items()}
+        print(f"{len(rows)} distinct correct samples of {len(set(ids))} problems\n\n{uplift_table(rates)}")
+        draw_uplift(rates, os.path.join(args.out, figure))
+    else:
+        figure = "curves.png"
+        draw_curves(named, os.path.join(args.out, figure))
+    print(f"\nFigure: {os.path.join(args.out, figure)}")
+
+
+if __name__ == "__main__":
+    main()
