@@ -1,0 +1,374 @@
+"""GRPO with the unlikeliness reward: sample, verify, advantages, update, and pass@N before and after (paper, section 4).
+
+    python train.py --unlikeliness 0.25 --ppo-epochs 2                         # the embedded default: CPU, minutes
+    python train.py --out runs/default                                         # the same with plain GRPO
+    python train.py --advantages advantages.jsonl --out runs/by-hand           # one update on a file of advantage.py
+    python train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems lean_workbook.jsonl --template deepseek ...
+
+Reads: problems (id, statement). Each step goes through the other stages' files, runs/NAME/step_00012/samples.jsonl,
+verified.jsonl and advantages.jsonl, and adds a row to runs/NAME/metrics.jsonl; `--resume` continues a killed run from
+its last checkpoint and from the files of the steps after it. A checkpoint is a Hugging Face folder plus trainer.pt.
+Every random draw is keyed by (seed, step), so there is no generator state to save, and on a CPU a resumed run ends
+with the same bits. At a step's first mini-batch the ratio is 1 and the loss says nothing: watch reward and pass@N.
+"""
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl
+from evaluate import draw_curves, draw_passes, load_counts, pass_table
+from sample import load_model, read_problems, sample_rows
+from verify import find_lean, verify_rows
+
+EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
+
+
+def micro_batches(rows, token_budget):
+    """Lists of row indices whose padded size, rows x longest, stays within the budget; neighbours in length together."""
+    length = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    batches = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: length[i]):
+        if batches[-1] and (len(batches[-1]) + 1) * length[i] > token_budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def token_logprobs(model, rows, temperature=1.0, dtype="float32"):
+    """Log-probabilities [N] of the rows' completion tokens, row after row, with gradient where it is enabled.
+
+    Token p is predicted at position p - 1, so a completion of C tokens after a prompt of P needs positions P-1 .. P+C-2,
+    and only there are logits made: never [B, L, V]. Logits go to float32 and are divided by the sampling temperature,
+    as in the sampler, so that the policy that is trained is the policy that sampled. Padding is on the right, where
+    causal attention never looks, so there is no mask; lengths alone say what is a completion, its EOS included.
+    """
+    device = model.get_output_embeddings().weight.device
+    ids = torch.zeros(len(rows), max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows), dtype=torch.long)
+    rows_at, positions, targets = [], [], []
+    for b, row in enumerate(rows):
+        sequence = row["prompt_ids"] + row["completion_ids"]
+        ids[b, :len(sequence)] = torch.tensor(sequence)
+        rows_at += [b] * len(row["completion_ids"])
+        positions += range(len(row["prompt_ids"]) - 1, len(sequence) - 1)
+        targets += row["completion_ids"]
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
+        hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state  # [B, L, H]
+        logits = model.get_output_embeddings()(hidden[rows_at, positions]).float() / temperature  # [N, V]
+    return logits.log_softmax(-1).gather(1, torch.tensor(targets, device=device)[:, None])[:, 0]
+
+
+@torch.no_grad()
+def completion_logprobs(model, rows, temperature=1.0, micro_batch_tokens=16384, dtype="float32"):
+    """A list of tensors [C], one per row: the log-probabilities of its completion_ids given its prompt_ids."""
+    result = [None] * len(rows)
+    for batch in micro_batches(rows, micro_batch_tokens) if rows else []:
+        values = token_logprobs(model, [rows[i] for i in batch], temperature, dtype)
+        for i, value in zip(batch, values.split([len(rows[i]["completion_ids"]) for i in batch])):
+            result[i] = value
+    return result
+
+
+def token_losses(logprobs, old_logprobs, ref_logprobs, advantages, clip, kl):
+    """Loss [N], KL estimate [N] and clipped [N] of tokens (paper, section 2); all arguments [N], ref_logprobs may be None.
+
+    loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3, with k3 = exp(d) - d - 1, d = ref - new, held
+    within [-10, 10] as in the release. clipped: the tokens where the clip takes the gradient away.
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    plain, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = torch.maximum(plain, held)
+    if ref_logprobs is None:
+        return loss, torch.zeros_like(loss), held > plain
+    d = ref_logprobs - logprobs
+    k3 = (d.exp() - d - 1).clamp(-10, 10)
+    return loss + kl * k3, k3, held > plain
+
+
+def update(model, reference, optimizer, rows, args, step):
+    """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
+
+    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches.
+    """
+    device = model.get_output_embeddings().weight.device
+    old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
+    ref = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype) if args.kl else None
+    gap = max((o.cpu() - torch.tensor(row["logprobs"])).abs().max().item() for o, row in zip(old, rows))
+    total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+    grad_norms, skipped, tokens_seen = [], 0, 0
+    minibatches = max(1, round(len(rows) / args.minibatch))
+    for epoch in range(args.ppo_epochs):
+        order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
+        for part in np.array_split(order, minibatches):
+            tokens = sum(len(rows[i]["completion_ids"]) for i in part)
+            for batch in micro_batches([rows[i] for i in part], args.micro_batch_tokens):
+                batch = [part[i] for i in batch]
+                lengths = torch.tensor([len(rows[i]["completion_ids"]) for i in batch])
+                advantages = torch.tensor([rows[i]["advantage"] for i in batch]).repeat_interleave(lengths).to(device)  # [N]
+                losses, kl, clipped = token_losses(
+                    token_logprobs(model, [rows[i] for i in batch], args.temperature, args.dtype), torch.cat([old[i] for i in batch]),
+                    torch.cat([ref[i] for i in batch]) if args.kl else None, advantages, args.clip, args.kl)
+                (losses.sum() / tokens).backward()
+                for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
+                    total[name] += value.detach().sum().item()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+            if norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
+                optimizer.step()
+            else:
+                skipped += 1
+            optimizer.zero_grad()
+            grad_norms.append(norm)
+            tokens_seen += tokens
+    return {**{name: value / tokens_seen for name, value in total.items()}, "grad_norm": max(grad_norms),
+            "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
+
+
+def stage(path, count, key, make):
+    """The rows of a stage's file, made if it is not there or not whole: `count` rows, the last of them with `key`."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        if len(rows) == count and key in rows[-1]:
+            return rows
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_jsonl(path, make())
+    return list(read_jsonl(path))
+
+
+def sample_and_verify(model, tokenizer, problems, num_samples, folder, seed, args, progress=False):
+    """folder/samples.jsonl and folder/verified.jsonl; returns the verified rows and the seconds of both stages."""
+    count, start = len(problems) * num_samples, time.time()
+    stage(f"{folder}/problems.jsonl", len(problems), "statement", lambda: problems)
+
+    def sampling():
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            yield from sample_rows(model, tokenizer, problems, num_samples, temperature=args.temperature, seed=seed,
+                                   max_new_tokens=args.max_new_tokens, template=args.template, progress=progress,
+                                   batch_tokens=args.batch_tokens, model_name=f"{args.out}@{os.path.basename(folder)}")
+
+    rows = stage(f"{folder}/samples.jsonl", count, "logprobs", sampling)
+    sampled = time.time()
+    rows = stage(f"{folder}/verified.jsonl", count, "reward", lambda: verify_rows(
+        rows, args.lean, args.workers, args.verify_batch, args.timeout, args.max_heartbeats, progress))
+    return rows, sampled - start, time.time() - sampled
+
+
+def save_checkpoint(model, tokenizer, optimizer, buffer, step, args):
+    """runs/NAME/checkpoints/step_00010: a Hugging Face folder and trainer.pt, under its name only when complete.
+    Older checkpoints keep their weights and lose their trainer.pt (twice the size of the weights)."""
+    folder = f"{args.out}/checkpoints"
+    final, part = f"{folder}/step_{step:05d}", f"{folder}/part"
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    torch.save({"optimizer": optimizer.state_dict(), "step": step, "buffer": buffer}, f"{part}/trainer.pt")
+    shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
+    os.replace(part, final)
+    for name in os.listdir(folder):
+        if name != os.path.basename(final):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(f"{folder}/{name}/trainer.pt")
+
+
+def last_checkpoint(out):
+    """The newest checkpoint folder of a run that can be resumed from, or None."""
+    names = sorted(os.listdir(f"{out}/checkpoints")) if os.path.isdir(f"{out}/checkpoints") else []
+    names = [name for name in names if name.startswith("step_") and os.path.exists(f"{out}/checkpoints/{name}/trainer.pt")]
+    return f"{out}/checkpoints/{names[-1]}" if names else None
+
+
+def open_run(args):
+    """Makes the run folder, or checks that the one to be resumed was made with the same flags."""
+    path, free = f"{args.out}/args.json", ("resume", "steps", "save_every", "workers")
+    if os.path.exists(path) and not args.resume:
+        fail(f"{args.out} already holds a run; add --resume to continue it or name another folder with --out")
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                before = json.load(file)
+            for name, value in vars(args).items():
+                if name not in free and before.get(name) != value:
+                    fail(f"{args.out} was started with --{name.replace('_', '-')} {before.get(name)}, not {value}; "
+                         "give the same flags to resume it or name another folder with --out")
+        else:
+            write_jsonl(path, [vars(args)])
+    except (OSError, ValueError) as error:
+        fail(f"cannot use the run folder {args.out} ({error}); name another with --out")
+
+
+def sampler_seed(args, step):
+    """The --seed of sample.py that gives a step's samples; every evaluation of a run has the same one."""
+    return args.seed * 10**6 + step
+
+
+def problems_of(step, problems, args):
+    """The problems of a step: every pass over them has an order of its own, and its remainder is left out."""
+    a_pass = max(1, len(problems) // args.problems_per_step)
+    order = np.random.default_rng([args.seed, step // a_pass]).permutation(len(problems))
+    return [problems[i] for i in order[step % a_pass * args.problems_per_step:][:args.problems_per_step]]
+
+
+def step_metrics(step, rows):
+    """What a step's verified rows with advantages say, as a dict for metrics.jsonl."""
+    judged = [row for row in rows if row["reward"] is not None]
+    proved = [row for row in judged if row["reward"] == 1]
+    return {
+        "step": step, "reward": len(proved) / max(1, len(judged)), "solved": len({row["id"] for row in proved}),
+        "groups_kept": len({row["id"] for row in rows if row["advantage"] is not None}),
+        "unique": len({(row["id"], row["completion"]) for row in rows}) / len(rows),
+        "unique_proofs": len({(row["id"], row["completion"]) for row in proved}),
+        "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+        "verifier_errors": len(rows) - len(judged)}
+
+
+def alarms(history):
+    """Sentences about what would otherwise go wrong in silence; history: the metrics rows so far."""
+    row = history[-1]
+    if len(history) >= 3 and not any(r["groups_kept"] for r in history[-3:]):
+        yield "no group was kept for three steps: the problems are all too easy or too hard, nothing is learned"
+    if row["truncated"] > 0.5:
+        yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens, and a truncated proof is a wrong one"
+    if row["verifier_errors"]:
+        yield f"the verifier broke on {row['verifier_errors']} completions (reward null); see verified.jsonl for the messages"
+    if row.get("skipped"):
+        yield f"{row['skipped']} of {row['updates']} updates skipped: grad norm {row['grad_norm']:.3g} (--grad-skip)"
+    if (row.get("logprob_gap") or 0) > 1:
+        yield f"sampler and trainer disagree about a token's log-probability by {row['logprob_gap']:.2f}: do they hold the same weights?"
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description="GRPO for a Lean prover, with the unlikeliness reward.")
+    parser.error = fail
+    count, positive, share = at_least(int, 1), at_least(float, 0, exclusive=True), at_least(float, 0)
+    here = os.path.dirname(os.path.abspath(__file__))
+    # what is trained on what
+    parser.add_argument("--model", default=f"{here}/toy/base", help="Hugging Face folder or name (default: the embedded prover)")
+    parser.add_argument("--problems", default=f"{here}/toy/train.jsonl", help="training problems (see sample.py for formats)")
+    parser.add_argument("--template", choices=["bare", "deepseek"], default="bare", help="prompt of sample.py")
+    parser.add_argument("--out", help="run folder (default: runs/ and a name made of the settings)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out where it was interrupted")
+    parser.add_argument("--advantages", help="make one update on the rows of this file, and nothing else")
+    # the algorithm (paper, Table 1)
+    parser.add_argument("--unlikeliness", type=share, default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
+    parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="likelihood that ranks a group")
+    parser.add_argument("--ppo-epochs", type=count, default=1, help="passes over the buffer per update; the paper tries 1 to 3")
+    parser.add_argument("--kl", type=share, default=0.02, help="beta_KL; 0 leaves the reference model out altogether")
+    parser.add_argument("--clip", type=positive, default=0.2, help="PPO clip epsilon")
+    parser.add_argument("--steps", type=count, default=60, help="sampling steps")
+    parser.add_argument("--problems-per-step", type=count, default=16, help="problems sampled a step, B")
+    parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
+    parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
+    parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step")
+    parser.add_argument("--lr", type=share, default=2e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
+    parser.add_argument("--weight-decay", type=share, default=0.01, help="of AdamW")
+    parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
+    parser.add_argument("--grad-skip", type=positive, default=20.0, help="an update with a larger gradient norm is skipped")
+    parser.add_argument("--temperature", type=positive, default=1.0, help="of sampling and of the trained distribution")
+    parser.add_argument("--max-new-tokens", type=count, default=200, help="completion length limit (paper: 512)")
+    # evaluation and checkpoints
+    parser.add_argument("--eval-problems", default=f"{here}/toy/val.jsonl", help="held-out problems")
+    parser.add_argument("--eval-samples", type=at_least(int, 0), default=64, help="completions a held-out problem (0: no evaluation)")
+    parser.add_argument("--eval-every", type=at_least(int, 0), default=0, help="also evaluate every N steps (0: before and after)")
+    parser.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
+    # the machine
+    parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'")
+    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="Lean processes")
+    parser.add_argument("--verify-batch", type=count, default=128, help="completions per Lean process")
+    parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for a Lean process")
+    parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
+    parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")
+    parser.add_argument("--micro-batch-tokens", type=count, default=8192, help="update: padded tokens a forward pass")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")
+    args = parser.parse_args()
+    args.out = args.out or f"runs/unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
+    return args
+
+
+def main():
+    args = parse_args()
+    find_lean(args.lean)  # says what to install before anything is computed
+    problems = read_problems(args.problems)
+    held_out = read_problems(args.eval_problems) if args.eval_samples else []
+    open_run(args)
+    checkpoint = last_checkpoint(args.out)
+    model, tokenizer = load_model(checkpoint or args.model, "float32", args.device)
+    reference = load_model(args.model, "float32", args.device)[0].requires_grad_(False) if args.kl else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    first, buffer, history = 0, [], []
+    if args.advantages:
+        rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion_ids", "logprobs", "advantage"))
+        buffer = [row for row in rows if row["advantage"] is not None]
+        if not buffer:
+            fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
+        print(json.dumps(update(model, reference, optimizer, buffer, args, 0)))
+        save_checkpoint(model, tokenizer, optimizer, [], 1, args)
+        return print(f"Model: {args.out}/checkpoints/step_00001")
+    if checkpoint:
+        state = torch.load(f"{checkpoint}/trainer.pt", map_location=args.device, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        first, buffer = state["step"], state["buffer"]
+        with open(f"{args.out}/metrics.jsonl", encoding="utf-8") as file:  # rows after the checkpoint are made again
+            history = [json.loads(line) for line, _ in zip(file, range(first))]
+        print(f"resuming {args.out} at step {first}")
+    write_jsonl(f"{args.out}/metrics.jsonl", history)
+
+    def evaluate(step):
+        if held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
+            print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
+            sample_and_verify(model, tokenizer, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}", sampler_seed(args, EVALUATION), args, True)
+
+    evaluate(first)
+    for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training"):
+        folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
+        rows, seconds_sample, seconds_verify = sample_and_verify(
+            model, tokenizer, batch, args.num_samples, folder, sampler_seed(args, step), args)
+        rows = stage(f"{folder}/advantages.jsonl", len(rows), "advantage",
+                     lambda: add_advantages(rows, args.unlikeliness, args.rank_by))
+        buffer += [row for row in rows if row["advantage"] is not None]
+        metrics, start = step_metrics(step, rows), time.time()
+        if len(buffer) >= args.train_batch:
+            metrics |= update(model, reference, optimizer, buffer, args, step)
+            buffer = []
+        metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
+        history.append(metrics)
+        with open(f"{args.out}/metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        tqdm.write(step_line(metrics))
+        for sentence in alarms(history):
+            tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save_checkpoint(model, tokenizer, optimizer, buffer, step + 1, args)
+        evaluate(step + 1)
+
+    name = os.path.basename(os.path.normpath(args.out))
+    if held_out:
+        results = {"base model": load_counts(f"{args.out}/eval_00000/verified.jsonl"),
+                   name: load_counts(f"{args.out}/eval_{args.steps:05d}/verified.jsonl")}
+        print(f"\n{pass_table(results)}")
+        draw_passes(results, f"{args.out}/figures/pass_at_n.png")
+    draw_curves({name: args.out}, f"{args.out}/figures/curves.png")
+    print(f"Model: {args.out}/checkpoints/step_{args.steps:05d}")
+
+
+def step_line(m):
+    """One line of what a step did; the README's glossary says what each number is."""
+    line = (f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
+            f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  ")
+    if "loss" in m:
+        line += (f"clip {m['clip_fraction']:.3f}  kl {m['kl']:.4f}  grad {m['grad_norm']:.2f}  gap {m['logprob_gap']:.0e}  ")
+    return line + "  ".join(f"{stage} {m[f'seconds_{stage}']:.1f}s" for stage in ("sample", "verify", "update"))
+
+
+if __name__ == "__main__":
+    main()
