@@ -92,7 +92,7 @@ def read_jsonl(path, *keys):
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: neither NaN nor Infinity is JSON
                 except ValueError:
                     cut = "" if line.endswith("\n") else " (cut short: its writer was interrupted, run that stage again)"
                     fail(f"{path}, line {number}: not valid JSON{cut}; mend or delete the line")
@@ -127,6 +127,9 @@ def main():
     rows = list(read_jsonl(args.rows, "id", "sample", "completion_ids", "logprobs", "reward"))
     if not rows:
         fail(f"{args.rows} has no rows; run verify.py first")
+    for row in rows:
+        if row["reward"] not in (0, 1, None):
+            fail(f"{args.rows}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
     rows = add_advantages(rows, args.unlikeliness, args.rank_by)
     write_jsonl(args.out, rows)
     kept = sum(row["advantage"] is not None for row in rows)
