@@ -94,7 +94,8 @@ def pass_curve(counts, Ns, first=None, repeats=2000, seed=0):
         _, i, j = np.intersect1d(counts["ids"], first["ids"], return_indices=True)  # the common problems
         if not len(i):
             return Ns, np.full([3, len(Ns)], np.nan)
-        values = [pass_at_n(counts["n"][i], counts["correct"][i], N) - pass_at_n(first["n"][j], first["correct"][j], N) for N in Ns]
+        values = [pass_at_n(counts["n"][i], counts["correct"][i], N) - pass_at_n(first["n"][j], first["correct"][j], N)
+                  for N in Ns]
     return Ns, bootstrap_mean(np.stack(values, axis=1), repeats, seed)
 
 
@@ -110,7 +111,8 @@ def pass_table(results, repeats=2000, seed=0):
                         f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} of {c['correct'].sum()}",
                         f"{100 * c['truncated'].sum() / c['n'].sum():.1f}"])
         if c["unverified"]:
-            notes.append(f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems that have no others.")
+            notes.append(f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems"
+                         " that have no others.")
         if least < most:
             notes.append(f"{label}: N stops at {least}, all that {c['ids'][c['n'].argmin()]} has; others have up to {most}.")
     text = markdown(columns)
