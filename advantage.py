@@ -104,6 +104,14 @@ def read_jsonl(path, *keys):
         fail(f"cannot read {path} ({getattr(error, 'strerror', '') or 'it is not UTF-8 text'}); give a JSONL file")
 
 
+def read_verified(path, *keys):
+    """Yields the rows of verify.py's JSONL, which have an id and the reward 1, 0 or null, and these keys."""
+    for row in read_jsonl(path, "id", "reward", *keys):
+        if row["reward"] not in (0, 1, None):
+            fail(f"{path}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
+        yield row
+
+
 def write_jsonl(path, rows):
     """Writes rows, which may be a generator, to a file that appears under its name only when it is complete."""
     part = f"{path}.part"
@@ -124,12 +132,9 @@ def main():
     parser.add_argument("--unlikeliness", type=at_least(float, 0), default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="the paper's ranking or its release's")
     args = parser.parse_args()
-    rows = list(read_jsonl(args.rows, "id", "sample", "completion_ids", "logprobs", "reward"))
+    rows = list(read_verified(args.rows, "sample", "completion_ids", "logprobs"))
     if not rows:
         fail(f"{args.rows} has no rows; run verify.py first")
-    for row in rows:
-        if row["reward"] not in (0, 1, None):
-            fail(f"{args.rows}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
     rows = add_advantages(rows, args.unlikeliness, args.rank_by)
     write_jsonl(args.out, rows)
     kept = sum(row["advantage"] is not None for row in rows)

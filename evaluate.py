@@ -1,7 +1,7 @@
 """Is the model better at N samples, which of its proofs did training favour, and how did training go?
 
     python evaluate.py runs/base/verified.jsonl runs/grpo/eval_00060/verified.jsonl --out figures/
-    python evaluate.py uplift --before runs/base --after runs/grpo/model --after runs/unlikely/model verified.jsonl
+    python evaluate.py uplift --before runs/base --after runs/grpo/checkpoints/step_00060 verified.jsonl
     python evaluate.py curves runs/grpo runs/unlikely
 
 1. pass@N. Reads id, completion, finish_reason, reward; prints a Markdown table and draws pass_at_n.png. N runs over the
@@ -25,7 +25,7 @@ from itertools import groupby
 
 import numpy as np
 
-from advantage import at_least, fail, read_jsonl
+from advantage import at_least, fail, read_jsonl, read_verified
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
 
@@ -42,17 +42,10 @@ def pass_at_n(n, c, N):
     return 1 - miss
 
 
-def judged_rows(path, *keys):
-    for row in read_jsonl(path, "id", "reward", *keys):
-        if row["reward"] not in (0, 1, None):
-            fail(f"{path}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
-        yield row
-
-
 def load_counts(path):
     """What pass@N needs of verified rows: arrays with an entry per problem. A row is dropped when it is counted."""
     problems, unverified = {}, 0
-    for row in judged_rows(path, "completion", "finish_reason"):
+    for row in read_verified(path, "completion", "finish_reason"):
         problem = problems.setdefault(row["id"], {"n": 0, "correct": 0, "truncated": 0, "proofs": set()})
         if row["reward"] is None:
             unverified += 1
@@ -86,17 +79,12 @@ def bootstrap_mean(values, repeats=2000, seed=0):
 
 def pass_curve(counts, Ns, first=None, repeats=2000, seed=0):
     """bootstrap_mean of pass@N at those Ns that all problems reach; given `first`, of the paired difference to it."""
-    if first is None:
-        Ns = [N for N in Ns if N <= counts["n"].min()]
-        values = [pass_at_n(counts["n"], counts["correct"], N) for N in Ns]
-    else:
-        Ns = [N for N in Ns if N <= min(counts["n"].min(), first["n"].min())]
+    Ns = [N for N in Ns if N <= min(counts["n"].min(), (first or counts)["n"].min())]
+    values = np.stack([pass_at_n(counts["n"], counts["correct"], N) for N in Ns], axis=1)  # [problems, Ns]
+    if first is not None:
         _, i, j = np.intersect1d(counts["ids"], first["ids"], return_indices=True)  # the common problems
-        if not len(i):
-            return Ns, np.full([3, len(Ns)], np.nan)
-        values = [pass_at_n(counts["n"][i], counts["correct"][i], N) - pass_at_n(first["n"][j], first["correct"][j], N)
-                  for N in Ns]
-    return Ns, bootstrap_mean(np.stack(values, axis=1), repeats, seed)
+        values = values[i] - np.stack([pass_at_n(first["n"], first["correct"], N) for N in Ns], axis=1)[j]
+    return Ns, bootstrap_mean(values, repeats, seed) if len(values) else np.full([3, len(Ns)], np.nan)
 
 
 def pass_table(results, repeats=2000, seed=0):
@@ -108,8 +96,8 @@ def pass_table(results, repeats=2000, seed=0):
         least, most = c["n"].min(), c["n"].max()
         columns.append([label, *cells(pass_curve(c, Ns, None, repeats, seed)[1], len(Ns)),
                         most if least == most else f"{least} to {most}", f"{(c['correct'] > 0).sum()} of {len(c['ids'])}",
-                        f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} of {c['correct'].sum()}",
-                        f"{100 * c['truncated'].sum() / c['n'].sum():.1f}"])
+                        f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} % of {c['correct'].sum()}",
+                        f"{100 * c['truncated'].sum() / c['n'].sum():.1f} %"])
         if c["unverified"]:
             notes.append(f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems"
                          " that have no others.")
@@ -143,7 +131,7 @@ def markdown(columns):
 def correct_samples(path):
     """The distinct correct completions of verified rows, a problem's next to each other; distinct in their token ids."""
     distinct = {}
-    for row in judged_rows(path, "prompt_ids", "completion_ids"):
+    for row in read_verified(path, "prompt_ids", "completion_ids"):
         if row["reward"] == 1:
             kept = {key: row[key] for key in ("id", "prompt_ids", "completion_ids")}
             distinct.setdefault(row["id"], {})[tuple(row["completion_ids"])] = kept

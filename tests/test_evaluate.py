@@ -162,7 +162,7 @@ def test_table_is_aligned_markdown_with_hand_worked_numbers():
     assert table["pass@1"][0].startswith("12.5 [") and table["pass@1"][1] == "100.0 [100.0, 100.0]"
     assert table["pass@4"] == ["50.0 [0.0, 100.0]", "-"] and "pass@3" in table  # grpo stops at its smallest n, 3
     assert table["problems solved"] == ["1 of 2", "2 of 2"] and table["samples per problem"] == ["4", "3 to 4"]
-    assert table["unique proofs"] == ["100.0 of 1", "28.6 of 7"]
+    assert table["unique proofs"] == ["100.0 % of 1", "28.6 % of 7"]
     assert "Paired difference to base" in text and "+87.5" in text
     assert "grpo: N stops at 3, all that p1 has; others have up to 4." in text
 
