@@ -18,6 +18,7 @@ A run that was stopped is continued by the same command. The same seed gives the
 """
 import argparse
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -38,8 +39,6 @@ MINIF2F_KEYS = ("name", "formal_statement", "header", "informal_prefix")
 RELEASE_KEYS = ("theorem_full_name", "theorem_statement", "", "informal_statement")  # its src_context needs a module of its own
 
 
-# Problems and prompts.
-
 def read_problems(path, limit=None):
     """The problems of a JSONL or parquet file: dicts with id, statement and, where the file has them, header, informal."""
     problems, seen = [], {}
@@ -49,12 +48,9 @@ def read_problems(path, limit=None):
         for keys in (MINIF2F_KEYS, RELEASE_KEYS):
             if keys[1] in row:
                 row = {"header": HEADER, **{ours: row[theirs] for ours, theirs in zip(KEYS, keys) if row.get(theirs)}}
-        for key in KEYS[:2]:
-            if key not in row:
-                fail(f"{where}: the key '{key}' is missing; id and statement (or name and formal_statement) are expected")
         for key in KEYS:
-            if not isinstance(row.get(key, ""), str):
-                fail(f"{where}: '{key}' is not text; put it in quotes or leave it out")
+            if not isinstance(row.get(key, None if key in KEYS[:2] else ""), str):
+                fail(f"{where}: '{key}' is missing or not text; give id and statement (or name and formal_statement) as text")
         if row["id"] in seen:
             fail(f"{where}: id {row['id']!r} is that of {unit} {seen[row['id']]} too; give every problem an id of its own")
         seen[row["id"]] = number
@@ -71,12 +67,9 @@ def read_parquet(path):
     """The rows of a parquet file as dicts."""
     try:
         import pyarrow.parquet
-    except ImportError:
-        fail(f"reading {path} needs pyarrow; run: pip install pyarrow")
-    try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        fail(f"cannot read {path} ({str(error).splitlines()[0]}); give a parquet file")
+    except (ImportError, OSError, ValueError) as error:
+        fail(f"cannot read {path} ({str(error).splitlines()[0]}); it takes a parquet file and: pip install pyarrow")
 
 
 def build_prompt(problem, template):
@@ -91,20 +84,19 @@ def build_prompt(problem, template):
     return f"Complete the following Lean 4 code:\n\n```lean4\n{problem.get('header', HEADER).strip()}\n\n{theorem}"
 
 
-# The sampler. Another engine would stand beside sample_rows and yield the same rows.
-
 def load_model(path, dtype="float32", device="cpu"):
     """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path."""
     options = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True, **options)
+        options |= dict(dtype=getattr(torch, dtype), output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(path, **options)
         model = model.to(device).eval()
     except Exception as error:  # a dozen kinds, and the user's mistake is one: no model there, or no such device
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        fail(f"cannot load {path} on {device} ({reason}); give a model folder or a name on the Hugging Face hub, and a device at hand")
+        fail(f"cannot load {path} on {device} ({reason}); give a model folder or a model of the hub, and a device at hand")
     if report["missing_keys"]:  # transformers would only warn
-        fail(f"{path} lacks the weights {sorted(report['missing_keys'])[0]}, which would be random; give a complete model folder")
+        fail(f"{path} lacks {sorted(report['missing_keys'])[0]}, which would be random; give a complete model folder")
     return model, tokenizer
 
 
@@ -212,7 +204,8 @@ def plan_batches(lengths, num_samples, max_new_tokens, batch_tokens):
 
 def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max_new_tokens=512, template="bare", seed=0,
                 batch_tokens=131072, progress=True, model_name="", skip=0):
-    """A generator of rows, group by group in the order of the problems; the first `skip` groups are there already.
+    """A generator of rows, group by group in the order of the problems, without the first `skip` groups. Another engine
+    would stand beside this function and yield the same rows.
     No top-p, no top-k: the policy that samples is the policy that is trained."""
     prompts = [tokenizer(build_prompt(problem, template)).input_ids for problem in problems]
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -225,9 +218,7 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
     backticks = [k for piece, k in tokenizer.get_vocab().items() if "`" in piece and template == "deepseek"]
     stops = [torch.tensor(sorted(ids), dtype=torch.long, device=model.device) for ids in (eos, backticks)]
     batches = plan_batches([len(prompt) for prompt in prompts], num_samples, max_new_tokens, batch_tokens)
-
-    def text(ids):
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def generate():
         bar = tqdm(total=len(problems) * num_samples, initial=skip * num_samples, unit="sample", disable=not progress)
@@ -239,31 +230,30 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
                 prefilled = prefill(model, prompts[first:end])
                 for start in range(0, num_samples, at_once):
                     copies = min(at_once, num_samples - start)
-                    draws = np.stack([uniforms(seed, problem["id"], start + k, max_new_tokens)
-                                      for problem in problems[first:end] for k in range(copies)])
-                    done = decode(model, tokenizer, prefilled, copies, torch.from_numpy(draws).to(model.device), temperature, *stops, bar)
+                    draws = torch.tensor(np.stack([uniforms(seed, problem["id"], start + k, max_new_tokens)
+                                                   for problem in problems[first:end] for k in range(copies)]))
+                    found = decode(model, tokenizer, prefilled, copies, draws.to(model.device), temperature, *stops, bar)
                     for k, group in enumerate(groups):
-                        group += done[k * copies:(k + 1) * copies]
-            for problem, prompt, group in list(zip(problems[first:end], prompts[first:end], groups))[max(0, skip - first):]:
-                for sample, (ids, logprobs, reason) in enumerate(group):
+                        group += found[k * copies:(k + 1) * copies]
+            for k in range(max(first, skip), end):
+                anchor = prompts[k][-1:]  # on their own, some tokenizers drop a completion's leading space
+                for sample, (ids, logprobs, reason) in enumerate(groups[k - first]):
                     if not np.isfinite(logprobs).all():
-                        fail(f"problem {problem['id']}: the model's logits are not finite; mend the model or try --dtype float32")
-                    # Decoded behind the prompt's last token: on their own, some tokenizers drop a leading space.
-                    completion = text(prompt[-1:] + (ids[:-1] if ids[-1] in eos else ids))[len(text(prompt[-1:])):]
-                    yield dict(problem, sample=sample, prompt_ids=prompt, completion=completion, completion_ids=ids,
-                               logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name, template=template)
+                        fail(f"problem {problems[k]['id']}: the model's logits are not finite; try --dtype float32")
+                    completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)):]
+                    yield dict(problems[k], sample=sample, prompt_ids=prompts[k], completion=completion, completion_ids=ids,
+                               logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name,
+                               template=template)
         bar.close()
 
     return generate()
 
 
-# The command.
-
 def part_file(args, problems):
     """(name, number of complete groups) of the rows that an interrupted run with the same settings has left behind."""
     settings = {key: value for key, value in vars(args).items() if key not in ("problems", "limit", "out")}
-    files = [os.stat(os.path.join(args.model, name)) for name in sorted(os.listdir(args.model))] if os.path.isdir(args.model) else []
-    depends_on = json.dumps([settings, problems, [(file.st_size, file.st_mtime_ns) for file in files]])
+    files = sorted(os.scandir(args.model), key=lambda file: file.name) if os.path.isdir(args.model) else []
+    depends_on = json.dumps([settings, problems, [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]])
     part = f"{args.out}.part-{hashlib.sha256(depends_on.encode()).hexdigest()[:12]}"
     if not os.path.exists(part):
         return part, 0
@@ -283,10 +273,10 @@ def main():
     parser.add_argument("--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete")
     parser.add_argument("--temperature", type=at_least(float, 0, exclusive=True), default=1.0, help="divides the logits")
     parser.add_argument("--max-new-tokens", type=at_least(int, 1), default=512, help="tokens of a completion at most")
-    parser.add_argument("--template", choices=["bare", "deepseek"], default="bare", help="prompt: the statement, or DeepSeek-Prover-V1.5's")
+    parser.add_argument("--template", choices=["bare", "deepseek"], default="bare", help="of the prompt")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
     parser.add_argument("--limit", type=at_least(int, 1), help="only the first N problems")
-    parser.add_argument("--batch-tokens", type=at_least(int, 1), default=131072, help="cache places of a batch; lower it if memory runs out")
+    parser.add_argument("--batch-tokens", type=at_least(int, 1), default=131072, help="places in the KV cache")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model's weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     args = parser.parse_args()

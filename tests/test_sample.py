@@ -1,0 +1,276 @@
+"""Tests of sample.py: log-probabilities, seeds, shrinking, templates, readers, resume, bad input."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import sample
+from sample import build_prompt, load_model, plan_batches, read_problems, sample_rows
+
+SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sample.py")
+PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
+            for k in range(1, 6)]
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer(tiny_model_dir):
+    torch.set_num_threads(1)
+    return load_model(tiny_model_dir)
+
+
+def rows_of(model_and_tokenizer, problems=PROBLEMS, num_samples=6, **options):
+    options = dict(max_new_tokens=30, progress=False, **options)
+    return list(sample_rows(*model_and_tokenizer, problems, num_samples, **options))
+
+
+def with_likely_eos(model, monkeypatch, share=0.1):
+    """Gives end-of-text about this probability at every step, so that completions have all lengths."""
+    def forward(*args, original=model.forward, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits[..., 2] = output.logits.logsumexp(-1) + np.log(share)
+        return output
+    monkeypatch.setattr(model, "forward", forward)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_a_full_forward_pass(model_and_tokenizer, monkeypatch, temperature):
+    model, tokenizer = model_and_tokenizer
+    with_likely_eos(model, monkeypatch)
+    rows = rows_of(model_and_tokenizer, temperature=temperature)
+    assert len({len(row["prompt_ids"]) for row in rows}) > 2 and len({len(row["completion_ids"]) for row in rows}) > 5
+    for row in rows:
+        prompt, ids = row["prompt_ids"], row["completion_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]
+        expected = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert np.allclose(row["logprobs"], expected, atol=1e-5)
+        assert row["completion"] == "".join(tokenizer.convert_ids_to_tokens(ids[:-1] if ids[-1] == 2 else ids))  # spaces too
+
+
+def test_rows(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    with_likely_eos(model, monkeypatch, share=0.05)
+    rows = rows_of(model_and_tokenizer, model_name="tiny")
+    assert [(row["id"], row["sample"]) for row in rows] == [(p["id"], k) for p in PROBLEMS for k in range(6)]
+    assert {row["finish_reason"] for row in rows} == {"stop", "length"}
+    for row in rows:
+        ids = row["completion_ids"]
+        assert len(row["logprobs"]) == len(ids) and row["model"] == "tiny" and row["template"] == "bare"
+        assert 2 not in ids[:-1] and (ids[-1] == 2) == (row["finish_reason"] == "stop")
+        assert len(ids) == 30 or row["finish_reason"] == "stop"
+        assert "</s>" not in row["completion"] and row["prompt_ids"] == tokenizer(row["statement"]).input_ids
+
+
+def test_all_end_of_text_ids_stop_and_pad_may_be_one(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [5, 6, 7, 8, 9, 0])
+    rows = rows_of(model_and_tokenizer)
+    stops = {row["completion_ids"][-1] for row in rows if row["finish_reason"] == "stop"}
+    assert len(stops) > 2 and stops <= {0, 2, 5, 6, 7, 8, 9}
+    assert all(not {0, 2, 5, 6, 7, 8, 9} & set(row["completion_ids"][:-1]) for row in rows)
+
+
+def test_batch_size_changes_nothing_and_seed_does(model_and_tokenizer, monkeypatch):
+    with_likely_eos(model_and_tokenizer[0], monkeypatch)
+    rows = rows_of(model_and_tokenizer)
+    completions = [row["completion_ids"] for row in rows]
+    for batch_tokens in (1, 200, 1000):  # one sample, a part of a group, some groups at a time
+        other = rows_of(model_and_tokenizer, batch_tokens=batch_tokens)
+        assert [row["completion_ids"] for row in other] == completions
+        assert all(np.allclose(a["logprobs"], b["logprobs"], atol=2e-6) for a, b in zip(rows, other))
+    one = rows_of(model_and_tokenizer, PROBLEMS[3:4], num_samples=2)  # nor do the other problems, nor G
+    assert [row["completion_ids"] for row in one] == completions[18:20]
+    assert rows_of(model_and_tokenizer) == rows
+    for seed in (1, "0/12"):
+        assert [row["completion_ids"] for row in rows_of(model_and_tokenizer, seed=seed)] != completions
+    assert len(set(map(tuple, completions))) > 20
+
+
+def test_first_token_follows_the_softmax(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
+    n = 4000
+    rows = list(sample_rows(model, tokenizer, PROBLEMS[:1], n, max_new_tokens=1, temperature=0.5, progress=False))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1]
+    expected = n * torch.softmax(logits / 0.5, -1).double().numpy()
+    seen = np.bincount([row["completion_ids"][0] for row in rows], minlength=len(expected))
+    common = expected > 5
+    chi2 = ((seen - expected)[common] ** 2 / expected[common]).sum()
+    assert common.sum() > 10 and chi2 < common.sum() + 4 * np.sqrt(2 * common.sum())
+
+
+def test_prompts_are_prefilled_once_and_finished_rows_leave(model_and_tokenizer, monkeypatch):
+    model = model_and_tokenizer[0]
+    with_likely_eos(model, monkeypatch)
+    shapes = []
+
+    def forward(*args, original=model.forward, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return original(*args, **kwargs)
+    monkeypatch.setattr(model, "forward", forward)
+    rows = rows_of(model_and_tokenizer)
+    longest = max(len(row["prompt_ids"]) for row in rows)
+    assert shapes[0] == (5, longest) and all(length == 1 for _, length in shapes[1:])
+    # Every row that is fed has a next token to sample: the first one of each completion comes from the prefill.
+    assert sum(batch for batch, _ in shapes[1:]) == sum(len(row["completion_ids"]) - 1 for row in rows)
+    shapes.clear()
+    rows_of(model_and_tokenizer, batch_tokens=150)  # two or three samples at a time, and still one prefill a prompt
+    assert [batch for batch, length in shapes if length > 1] == [1] * 5
+
+
+def test_plan_batches():
+    assert plan_batches([10, 10, 50, 10], 4, 10, 10**6) == [(0, 4, 4)]
+    assert plan_batches([10, 10, 50, 10], 4, 10, 240) == [(0, 2, 4), (2, 3, 4), (3, 4, 4)]
+    assert plan_batches([10, 10, 50, 10], 4, 10, 60) == [(0, 1, 3), (1, 2, 3), (2, 3, 1), (3, 4, 3)]
+    assert plan_batches([10], 4, 10, 1) == [(0, 1, 1)]
+
+
+def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
+    problem = {"id": "x", "statement": "theorem x : True := by", "informal": "/-- Truth. -/\n"}
+    expected = ("Complete the following Lean 4 code:\n\n```lean4\n"
+                "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\n"
+                "open BigOperators Real Nat Topology Rat\n\n/-- Truth. -/\ntheorem x : True := by")
+    assert build_prompt(problem, "deepseek") == expected
+    assert build_prompt({**problem, "informal": "Truth."}, "deepseek") == expected
+    assert build_prompt(problem, "bare") == problem["statement"]
+    assert build_prompt({"statement": "S := by", "header": "import A\n\n"}, "deepseek").endswith("4\nimport A\n\nS := by")
+
+    model, tokenizer = model_and_tokenizer
+    single, fence = tokenizer.convert_tokens_to_ids(["`", "```"])
+
+    def forward(*args, original=model.forward, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits[..., fence] = output.logits[..., single] = output.logits.logsumexp(-1) - 1
+        return output
+    monkeypatch.setattr(model, "forward", forward)
+    rows = rows_of(model_and_tokenizer, template="deepseek")
+    assert all("```" in row["completion"] for row in rows if row["finish_reason"] == "stop")
+    assert sum(row["finish_reason"] == "stop" for row in rows) > 20
+    assert all("```" not in tokenizer.decode(row["completion_ids"][:-1]) for row in rows)
+    assert any(row["completion_ids"][-1] == single for row in rows)  # three backticks one by one are a fence too
+    assert any("```" in row["completion"][:-3] for row in rows_of(model_and_tokenizer))  # bare does not stop there
+
+
+def test_readers(tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"id": "a", "statement": "A : p :=\\n  by\\n"}\n{"id": "b", "statement": "B := by", "informal": "I"}\n')
+    assert read_problems(own) == [{"id": "a", "statement": "A : p := by"},
+                                  {"id": "b", "statement": "B := by", "informal": "I"}]
+    assert [problem["id"] for problem in read_problems(own, limit=1)] == ["a"]
+    minif2f = tmp_path / "minif2f.jsonl"
+    minif2f.write_text(json.dumps({"name": "m", "split": "valid", "informal_prefix": "/-- I -/\n", "formal_statement":
+                                   "theorem m : p := by\n  sorry", "goal": "g", "header": "import A\n"}))
+    assert read_problems(minif2f) == [{"id": "m", "statement": "theorem m : p := by", "header": "import A\n",
+                                       "informal": "/-- I -/\n"}]
+
+
+def test_parquet_reader(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    row = {"theorem_full_name": "r", "theorem_statement": "theorem r : p := by\n", "informal_statement": "",
+           "src_context": "c", "split": "s"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "r.parquet")
+    assert read_problems(tmp_path / "r.parquet") == [{"id": "r", "statement": "theorem r : p := by", "header": sample.HEADER}]
+
+
+def run(*arguments):
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment)
+
+
+def call(monkeypatch, *arguments):
+    """main() in this process: the exit code."""
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    try:
+        sample.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "samples.jsonl"
+    problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    arguments = ["--model", tiny_model_dir, "--problems", problems, "--num-samples", 3, "--out", out, "--max-new-tokens", 20,
+                 "--batch-tokens", 300]
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    whole = out.read_bytes()
+    assert len(whole.splitlines()) == 15 and len(list(tmp_path.iterdir())) == 2
+    # A run that is stopped after seven rows and a half.
+    original, stop_after = sample.sample_rows, 7
+
+    def stopped(*args, **kwargs):
+        for k, row in enumerate(original(*args, **kwargs)):
+            if k == stop_after:
+                raise KeyboardInterrupt
+            yield row
+    out.unlink()
+    monkeypatch.setattr(sample, "sample_rows", stopped)
+    assert call(monkeypatch, *arguments) == 130
+    [part] = tmp_path.glob("samples.jsonl.part-*")
+    assert part.read_bytes() == b"".join(whole.splitlines(True)[:7]) and not out.exists()
+    with open(part, "ab") as file:
+        file.write(whole.splitlines(True)[7][:50])
+    skipped = []
+    monkeypatch.setattr(sample, "sample_rows", lambda *a, **k: skipped.append(k["skip"]) or original(*a, **k))
+    assert call(monkeypatch, *arguments) == 0
+    assert skipped == [2] and out.read_bytes() == whole and not part.exists()
+    # Another seed does not continue it.
+    part.write_bytes(b"")
+    assert call(monkeypatch, *arguments, "--seed", 1) == 0 and part.exists() and out.read_bytes() != whole
+
+
+GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
+
+
+@pytest.mark.parametrize("text, extra, words", [
+    ("", [], ["has no problems"]),
+    (GOOD + GOOD, [], ["line 2", "'a'", "line 1"]),
+    (GOOD + '{"id": "b", "statement": "theorem b : p"}\n', [], ["line 2", ":= by"]),
+    (GOOD + '{"id": "b", ', [], ["line 2", "JSON"]),
+    (GOOD + '{"id": "b"}\n', [], ["line 2", "statement"]),
+    ('{"name": "", "formal_statement": "B := by"}\n', [], ["line 1", "'id'"]),
+    ('{"id": 7, "statement": "B := by"}\n', [], ["line 1", "'id'", "text"]),
+    (GOOD, ["--model", "FOLDER"], ["FOLDER", "model folder"]),
+    (GOOD, ["--out", "FOLDER"], ["FOLDER", "--out"]),
+    (GOOD, ["--out", "FOLDER/no/such.jsonl"], ["FOLDER", "--out"]),
+    (GOOD, ["--num-samples", "0"], ["--num-samples"]),
+    (GOOD, ["--temperature", "0"], ["--temperature"]),
+    (GOOD, ["--template", "other"], ["--template"]),
+    (GOOD, ["--device", "cuda:77"], ["cuda:77", "device"]),
+    (GOOD, ["--max-new-tokens", "2000"], ["problem a", "1024", "--max-new-tokens"]),
+    (GOOD, ["--problems", "FOLDER/none.jsonl"], ["none.jsonl", "cannot read"]),
+])
+def test_bad_input(tiny_model_dir, tmp_path, monkeypatch, capsys, text, extra, words):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "problems.jsonl").write_text(text)
+    extra, words = ([word.replace("FOLDER", str(tmp_path / "folder")) for word in group] for group in (extra, words))
+    before = sorted(tmp_path.rglob("*"))
+    assert call(monkeypatch, "--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--num-samples", 2,
+                "--out", tmp_path / "out.jsonl", *extra) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and all(word in errors[0] for word in words), errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_traceback(tmp_path):
+    result = run("--model", tmp_path, "--problems", tmp_path / "none", "--num-samples", 2, "--out", tmp_path / "out.jsonl")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+def test_weights_that_are_not_there(tiny_model_dir, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+    model, tokenizer = load_model(tiny_model_dir)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit):
+        load_model(str(tmp_path))
+    assert "lm_head.weight" in capsys.readouterr().err
