@@ -42,9 +42,8 @@ RELEASE_KEYS = ("theorem_full_name", "theorem_statement", "", "informal_statemen
 def read_problems(path, limit=None):
     """The problems of a JSONL or parquet file: dicts with id, statement and, where the file has them, header, informal."""
     problems, seen = [], {}
-    rows, unit = (read_parquet(path), "row") if str(path).endswith(".parquet") else (read_jsonl(path), "line")
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, {unit} {number}"
+    for number, row in enumerate(read_parquet(path) if str(path).endswith(".parquet") else read_jsonl(path), 1):
+        where = f"{path}, line {number}"
         for keys in (MINIF2F_KEYS, RELEASE_KEYS):
             if keys[1] in row:
                 row = {"header": HEADER, **{ours: row[theirs] for ours, theirs in zip(KEYS, keys) if row.get(theirs)}}
@@ -52,7 +51,7 @@ def read_problems(path, limit=None):
             if not isinstance(row.get(key, None if key in KEYS[:2] else ""), str):
                 fail(f"{where}: '{key}' is missing or not text; give id and statement (or name and formal_statement) as text")
         if row["id"] in seen:
-            fail(f"{where}: id {row['id']!r} is that of {unit} {seen[row['id']]} too; give every problem an id of its own")
+            fail(f"{where}: id {row['id']!r} is that of line {seen[row['id']]} too; give every problem an id of its own")
         seen[row["id"]] = number
         statement, ends_well = re.subn(r"\s*:=\s*by(\s+sorry)?\s*\Z", " := by", row["statement"])
         if not ends_well:
@@ -77,11 +76,10 @@ def build_prompt(problem, template):
     of thought that DeepSeek-Prover-V1.5 was trained on ("deepseek"). The line break is the completion's."""
     if template == "bare":
         return problem["statement"]
-    informal = problem.get("informal", "").strip()
-    if informal and not informal.startswith("/-"):
-        informal = f"/-- {informal} -/"
-    theorem = f"{informal}\n{problem['statement']}" if informal else problem["statement"]
-    return f"Complete the following Lean 4 code:\n\n```lean4\n{problem.get('header', HEADER).strip()}\n\n{theorem}"
+    header, informal = problem.get("header", HEADER).strip(), problem.get("informal", "").strip()
+    if informal:
+        informal = informal + "\n" if informal.startswith("/-") else f"/-- {informal} -/\n"
+    return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}"
 
 
 def load_model(path, dtype="float32", device="cpu"):
@@ -115,8 +113,8 @@ class RoomyLayer(DynamicLayer):
         if self.room is None:  # the prefill itself
             return super().update(key_states, value_states, *args, **kwargs)
         past, length = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        self.room[0][:, :, past:length] = key_states
-        self.room[1][:, :, past:length] = value_states
+        for room, new in zip(self.room, (key_states, value_states)):
+            room[:, :, past:length] = new
         self.keys, self.values = (room[:, :, :length] for room in self.room)
         return self.keys, self.values
 
@@ -151,11 +149,10 @@ def prefill(model, prompts):
 def decode(model, tokenizer, prefilled, copies, draws, temperature, eos_ids, backtick_ids, bar):
     """`copies` completions of each prompt, each until a token of eos_ids, a closing fence or its last draw (draws [B, T]).
     A finished one leaves the batch. Returns (ids, logprobs, finish_reason) for each of the B."""
-    logits, cache, mask = prefilled[0], copy.deepcopy(prefilled[1]), prefilled[2]
-    (B, T), L = draws.shape, mask.shape[1]
+    logits, mask = (tensor.repeat_interleave(copies, dim=0) for tensor in (prefilled[0], prefilled[2]))  # [B, V], [B, L]
+    (B, T), L, cache = draws.shape, mask.shape[1], copy.deepcopy(prefilled[1])
     for layer in cache.layers:
         layer.make_room(copies, L + T) if isinstance(layer, RoomyLayer) else layer.batch_repeat_interleave(copies)
-    logits, mask = logits.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)
     position = mask.sum(1)  # [B] of the next token, padding not counted
     mask = torch.cat([mask, mask.new_ones(B, T)], dim=1)
     tokens, chosen = torch.zeros_like(draws, dtype=torch.long), torch.zeros_like(draws, dtype=torch.float)
