@@ -25,6 +25,8 @@ import os
 import re
 import sys
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: where another process has a core, waiting threads must not spin
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -72,14 +74,14 @@ def read_parquet(path):
 
 
 def build_prompt(problem, template):
-    """The text that the model continues, up to ":= by": the statement alone ("bare"), or within the prompt without chain
-    of thought that DeepSeek-Prover-V1.5 was trained on ("deepseek"). The line break is the completion's."""
+    """The text that the model continues: the statement alone ("bare"; the line break is the completion's), or, with its
+    line break, in the prompt without chain of thought that DeepSeek-Prover-V1.5 was trained on ("deepseek")."""
     if template == "bare":
         return problem["statement"]
     header, informal = problem.get("header", HEADER).strip(), problem.get("informal", "").strip()
     if informal:
         informal = informal + "\n" if informal.startswith("/-") else f"/-- {informal} -/\n"
-    return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}"
+    return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}\n"
 
 
 def load_model(path, dtype="float32", device="cpu"):
@@ -238,6 +240,7 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
                     if not np.isfinite(logprobs).all():
                         fail(f"problem {problems[k]['id']}: the model's logits are not finite; try --dtype float32")
                     completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)):]
+                    completion = "\n" + completion if template == "deepseek" else completion  # statement + completion is Lean
                     yield dict(problems[k], sample=sample, prompt_ids=prompts[k], completion=completion, completion_ids=ids,
                                logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name,
                                template=template)

@@ -19,9 +19,12 @@ import shutil
 import sys
 import time
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: where another process has a core, waiting threads must not spin
+
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers.utils import logging
 
 from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
@@ -227,7 +230,8 @@ def step_metrics(step, rows):
         "unique": len({(row["id"], row["completion"]) for row in rows}) / len(rows),
         "unique_proofs": len({(row["id"], row["completion"]) for row in proved}),
         "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
-        "verifier_errors": len(rows) - len(judged)}
+        "verifier_errors": len(rows) - len(judged),
+        **dict.fromkeys(("loss", "kl", "clip_fraction", "grad_norm", "skipped", "updates", "logprob_gap", "tokens"))}  # see update
 
 
 def alarms(history):
@@ -239,9 +243,9 @@ def alarms(history):
         yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens, and a truncated proof is a wrong one"
     if row["verifier_errors"]:
         yield f"the verifier broke on {row['verifier_errors']} completions (reward null); see verified.jsonl for the messages"
-    if row.get("skipped"):
+    if row["skipped"]:
         yield f"{row['skipped']} of {row['updates']} updates skipped: grad norm {row['grad_norm']:.3g} (--grad-skip)"
-    if (row.get("logprob_gap") or 0) > 1:
+    if (row["logprob_gap"] or 0) > 1:
         yield f"sampler and trainer disagree about a token's log-probability by {row['logprob_gap']:.2f}: do they hold the same weights?"
 
 
@@ -297,6 +301,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    logging.disable_progress_bar()
     find_lean(args.lean)  # says what to install before anything is computed
     problems = read_problems(args.problems)
     held_out = read_problems(args.eval_problems) if args.eval_samples else []
@@ -365,7 +370,7 @@ def step_line(m):
     """One line of what a step did; the README's glossary says what each number is."""
     line = (f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
             f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  ")
-    if "loss" in m:
+    if m["updates"]:
         line += (f"clip {m['clip_fraction']:.3f}  kl {m['kl']:.4f}  grad {m['grad_norm']:.2f}  gap {m['logprob_gap']:.0e}  ")
     return line + "  ".join(f"{stage} {m[f'seconds_{stage}']:.1f}s" for stage in ("sample", "verify", "update"))
 

@@ -133,11 +133,11 @@ def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
     problem = {"id": "x", "statement": "theorem x : True := by", "informal": "/-- Truth. -/\n"}
     expected = ("Complete the following Lean 4 code:\n\n```lean4\n"
                 "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\n"
-                "open BigOperators Real Nat Topology Rat\n\n/-- Truth. -/\ntheorem x : True := by")
+                "open BigOperators Real Nat Topology Rat\n\n/-- Truth. -/\ntheorem x : True := by\n")
     assert build_prompt(problem, "deepseek") == expected
     assert build_prompt({**problem, "informal": "Truth."}, "deepseek") == expected
     assert build_prompt(problem, "bare") == problem["statement"]
-    assert build_prompt({"statement": "S := by", "header": "import A\n\n"}, "deepseek").endswith("4\nimport A\n\nS := by")
+    assert build_prompt({"statement": "S := by", "header": "import A\n\n"}, "deepseek").endswith("4\nimport A\n\nS := by\n")
 
     model, tokenizer = model_and_tokenizer
     single, fence = tokenizer.convert_tokens_to_ids(["`", "```"])
@@ -148,6 +148,7 @@ def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
         return output
     monkeypatch.setattr(model, "forward", forward)
     rows = rows_of(model_and_tokenizer, template="deepseek")
+    assert all(row["completion"].startswith("\n") for row in rows)  # the prompt's line break: statement + completion is Lean
     assert all("```" in row["completion"] for row in rows if row["finish_reason"] == "stop")
     assert sum(row["finish_reason"] == "stop" for row in rows) > 20
     assert all("```" not in tokenizer.decode(row["completion_ids"][:-1]) for row in rows)
