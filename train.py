@@ -302,7 +302,8 @@ def parse_args():
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    find_lean(args.lean)  # says what to install before anything is computed
+    if not args.advantages:
+        find_lean(args.lean)  # says what to install before anything is computed
     problems = read_problems(args.problems)
     held_out = read_problems(args.eval_problems) if args.eval_samples else []
     open_run(args)
