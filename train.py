@@ -145,7 +145,7 @@ def stage(path, count, key, make):
     return list(read_jsonl(path))
 
 
-def sample_and_verify(model, tokenizer, problems, num_samples, folder, seed, args, progress=False):
+def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, seed, args, progress=False):
     """folder/samples.jsonl and folder/verified.jsonl; returns the verified rows and the seconds of both stages."""
     count, start = len(problems) * num_samples, time.time()
     stage(f"{folder}/problems.jsonl", len(problems), "statement", lambda: problems)
@@ -159,7 +159,7 @@ def sample_and_verify(model, tokenizer, problems, num_samples, folder, seed, arg
     rows = stage(f"{folder}/samples.jsonl", count, "logprobs", sampling)
     sampled = time.time()
     rows = stage(f"{folder}/verified.jsonl", count, "reward", lambda: verify_rows(
-        rows, args.lean, args.workers, args.verify_batch, args.timeout, args.max_heartbeats, progress))
+        rows, lean, args.workers, args.verify_batch, args.timeout, args.max_heartbeats, progress))
     return rows, sampled - start, time.time() - sampled
 
 
@@ -302,8 +302,7 @@ def parse_args():
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    if not args.advantages:
-        find_lean(args.lean)  # says what to install before anything is computed
+    lean = None if args.advantages else find_lean(args.lean)  # says what to install before anything is computed
     problems = read_problems(args.problems)
     held_out = read_problems(args.eval_problems) if args.eval_samples else []
     open_run(args)
@@ -332,13 +331,13 @@ def main():
     def evaluate(step):
         if held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
             print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
-            sample_and_verify(model, tokenizer, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}", sampler_seed(args, EVALUATION), args, True)
+            sample_and_verify(model, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}", sampler_seed(args, EVALUATION), args, True)
 
     evaluate(first)
     for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training"):
         folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
         rows, seconds_sample, seconds_verify = sample_and_verify(
-            model, tokenizer, batch, args.num_samples, folder, sampler_seed(args, step), args)
+            model, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args)
         rows = stage(f"{folder}/advantages.jsonl", len(rows), "advantage",
                      lambda: add_advantages(rows, args.unlikeliness, args.rank_by))
         buffer += [row for row in rows if row["advantage"] is not None]

@@ -215,6 +215,8 @@ def find_lean(lean="auto"):
         command = shlex.split(lean)
         if not command or not shutil.which(command[0]):
             fail(f"there is no command '{lean}': install Lean 4 from https://lean-lang.org, or pass --lean auto")
+    if shutil.which("unshare") and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        command = ["unshare", "-rn", *command]  # no network, where Linux allows that without privileges
     # A recent Lean stops after 100 errors in a file unless told otherwise; an older one does not know the option.
     for flags in (["-j1", "--json", "-DmaxErrors=1000000"], ["-j1", "--json"]):
         messages, trouble = run_lean("prelude\n", (command + flags, env), 300)
@@ -280,8 +282,9 @@ def judge_batch(batch, lean, timeout):
 
 
 def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heartbeats=200000, progress=True):
-    """The rows with verdict, reward, message and seconds added. Equal proofs of equal statements are verified once."""
-    command, env, own_header = find_lean(lean)
+    """The rows with verdict, reward, message and seconds added. Equal proofs of equal statements are verified once.
+    lean is --lean's text or, to save trying it out again, what find_lean returned for it."""
+    command, env, own_header = find_lean(lean) if isinstance(lean, str) else lean
     lean = [*command, f"-DmaxHeartbeats={max_heartbeats}"], env
     results, to_do = {}, {}  # per key (header, statement, proof); to_do: per header the distinct keys in order
     keys = []
@@ -298,7 +301,12 @@ def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heart
                 to_do.setdefault(header, {})[key] = None
             except ValueError as error:
                 results[key] = "error", f"bad statement: {error}", 0.0
-    batches = [list(group)[start:start + batch] for group in to_do.values() for start in range(0, len(group), batch)]
+    batches = []
+    for group in map(list, to_do.values()):
+        count = -(-len(group) // batch)
+        count += -count % workers  # as many for every worker
+        batches += [group[i * len(group) // count:(i + 1) * len(group) // count] for i in range(count)]
+    batches = [one for one in batches if one]
     with ThreadPoolExecutor(workers) as pool, tqdm(total=sum(map(len, batches)), desc="verify", disable=not progress) as bar:
         for verdicts in pool.map(lambda one: judge_batch(one, lean, timeout), batches):
             results.update(verdicts)

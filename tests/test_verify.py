@@ -195,7 +195,7 @@ def test_timeout_and_death_hit_only_the_culprit(monkeypatch):
         "if 'hangs' in text: time.sleep(60)\nif 'dies' in text: os.kill(os.getpid(), signal.SIGKILL)\n" \
         f"sys.argv[0] = {wheel.__file__!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     command, env, header = verify.find_lean()
-    monkeypatch.setattr(verify, "find_lean", lambda lean: ([sys.executable, "-c", stub, *command[2:]], env, header))
+    monkeypatch.setattr(verify, "find_lean", lambda lean: ([sys.executable, "-c", stub, *command[command.index(wheel.__file__) + 1:]], env, header))
     rows = [row("p → p", f"\n  intro {name}\n  exact {name}") for name in ("a", "hangs", "b", "c", "dies", "d")]
     out = verify.verify_rows(rows, timeout=3, progress=False)
     assert [one["verdict"] for one in out] == ["proved", "timeout", "proved", "proved", "error", "proved"]

@@ -178,13 +178,14 @@ def tactics(rng, proof, names, used, terms):
     if rule not in ("hyp", "true", "false", "contra") and size <= 9 and rng.random() < terms / size ** 0.5:
         return ["exact " + term(rng, proof, names, used)]
     if rule == "hyp":
-        return ["assumption" if rng.random() < 0.15 else f"exact {names[a[0]]}"]
+        return ["assumption" if names[a[0]][1:].isdigit() and rng.random() < 0.15 else f"exact {names[a[0]]}"]
     if rule == "true":
         return [rng.choice(("trivial", "exact True.intro", "constructor"))]
     if rule == "false":
-        return [rng.choice(("contradiction", f"exact {atomic(names[a[0]])}.elim"))]
+        return ["contradiction" if names[a[0]][1:].isdigit() and rng.random() < 0.5 else f"exact {atomic(names[a[0]])}.elim"]
     if rule == "contra":
-        return ["contradiction" if rng.random() < 0.3 else "exact " + term(rng, proof, names, used)]
+        plain = names[a[0]][1:].isdigit() and names[a[1]][1:].isdigit()  # hypotheses that Lean's context has as such
+        return ["contradiction" if plain and rng.random() < 0.3 else "exact " + term(rng, proof, names, used)]
     if rule == "intro":
         hyp, body = a
         if body[0] == "both" and body[1] == hyp and rng.random() < 0.5:
@@ -229,7 +230,7 @@ def tactics(rng, proof, names, used, terms):
 def theorem(seed, args):
     """One theorem from one seed: (formula, steps of its shortest proof found, [completions]) or None."""
     rng = random.Random(seed)
-    size = rng.choices(range(args.min_size, args.max_size + 1), [0.93 ** n for n in range(args.max_size - args.min_size + 1)])[0]
+    size = rng.choices(range(args.min_size, args.max_size + 1), [args.decay ** n for n in range(args.max_size - args.min_size + 1)])[0]
     f = canonical(random_formula(rng, size, ATOMS[:rng.choice((2, 3, 3, 4))]), {})
     if truth(f) != 0xFFFF or sum(c.isalpha() for c in text(f)) < 2:
         return None
@@ -260,12 +261,13 @@ def main():
     parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL to write the supervised proofs to")
     parser.add_argument("--train", type=at_least(int, 1), default=3200, help="training problems")
     parser.add_argument("--val", type=at_least(int, 1), default=200, help="held-out problems")
-    parser.add_argument("--sft-theorems", type=at_least(int, 1), default=50000, help="theorems for supervised training")
-    parser.add_argument("--proofs", type=at_least(int, 1), default=3, help="proofs of each of them, at most")
+    parser.add_argument("--sft-theorems", type=at_least(int, 1), default=40000, help="theorems for supervised training")
+    parser.add_argument("--proofs", type=at_least(int, 1), default=4, help="proofs of each of them, at most")
     parser.add_argument("--searches", type=at_least(int, 1), default=4, help="random searches a theorem; the two shortest proofs are kept")
-    parser.add_argument("--min-size", type=at_least(int, 1), default=4, help="least number of connectives")
+    parser.add_argument("--min-size", type=at_least(int, 1), default=3, help="least number of connectives")
     parser.add_argument("--max-size", type=at_least(int, 1), default=9, help="largest number of connectives")
-    parser.add_argument("--min-steps", type=at_least(int, 3), default=5, help="least number of rules in the shortest proof found")
+    parser.add_argument("--decay", type=at_least(float, 0, exclusive=True), default=0.7, help="how much rarer a formula one connective larger is drawn")
+    parser.add_argument("--min-steps", type=at_least(int, 3), default=3, help="least number of rules in the shortest proof found")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="one seed for everything")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="processes for the search and for Lean")
     args = parser.parse_args()
