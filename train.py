@@ -95,32 +95,43 @@ def token_losses(logprobs, old_logprobs, ref_logprobs, advantages, clip, kl):
     return loss + kl * k3, k3, held > plain
 
 
+def merge_copies(rows):
+    """Equal completions, which have equal advantages, as one row with the key copies: nothing is computed twice."""
+    merged = {}
+    for row in rows:
+        key = row["id"], row["advantage"], tuple(row["completion_ids"])
+        merged.setdefault(key, dict(row, copies=0))["copies"] += 1
+    return list(merged.values())
+
+
 def update(model, reference, optimizer, rows, args, step):
     """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches.
     """
     device = model.get_output_embeddings().weight.device
+    minibatches = max(1, round(len(rows) / args.minibatch))
+    rows = merge_copies(rows)
     old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
     ref = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype) if args.kl else None
     gap = max((o.cpu() - torch.tensor(row["logprobs"])).abs().max().item() for o, row in zip(old, rows))
     total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
     grad_norms, skipped, tokens_seen = [], 0, 0
-    minibatches = max(1, round(len(rows) / args.minibatch))
     for epoch in range(args.ppo_epochs):
         order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
         for part in np.array_split(order, minibatches):
-            tokens = sum(len(rows[i]["completion_ids"]) for i in part)
+            tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
             for batch in micro_batches([rows[i] for i in part], args.micro_batch_tokens):
                 batch = [part[i] for i in batch]
                 lengths = torch.tensor([len(rows[i]["completion_ids"]) for i in batch])
-                advantages = torch.tensor([rows[i]["advantage"] for i in batch]).repeat_interleave(lengths).to(device)  # [N]
+                advantages, copies = (torch.tensor([rows[i][key] for i in batch]).repeat_interleave(lengths).to(device)
+                                      for key in ("advantage", "copies"))  # [N] each
                 losses, kl, clipped = token_losses(
                     token_logprobs(model, [rows[i] for i in batch], args.temperature, args.dtype), torch.cat([old[i] for i in batch]),
                     torch.cat([ref[i] for i in batch]) if args.kl else None, advantages, args.clip, args.kl)
-                (losses.sum() / tokens).backward()
+                ((copies * losses).sum() / tokens).backward()
                 for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
-                    total[name] += value.detach().sum().item()
+                    total[name] += (copies * value.detach()).sum().item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
             if norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
                 optimizer.step()
@@ -290,7 +301,7 @@ def parse_args():
     parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for a Lean process")
     parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
     parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")
-    parser.add_argument("--micro-batch-tokens", type=count, default=8192, help="update: padded tokens a forward pass")
+    parser.add_argument("--micro-batch-tokens", type=count, default=4096, help="update: padded tokens a forward pass")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")

@@ -162,6 +162,23 @@ def test_update_does_not_depend_on_the_micro_batches(model):
             assert metrics[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
 
 
+def test_copies_of_a_completion_count_each(model):
+    """Three copies of a row are one row with three times the weight: the gradient of the plain token mean."""
+    rows = make_rows(model, 6)
+    rows += [dict(rows[2]), dict(rows[2]), dict(rows[4])]
+    assert sorted(row["copies"] for row in train.merge_copies(rows)) == [1, 1, 1, 1, 2, 3]
+    metrics, weights = updated(model, rows, kl=0.0)
+    trained = copy.deepcopy(model)
+    logprobs = torch.cat([train.token_logprobs(trained, [row]) for row in rows])
+    advantages = torch.cat([torch.full([len(row["completion_ids"])], row["advantage"]) for row in rows])
+    loss = (-advantages * (logprobs - logprobs.detach()).exp()).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0).item()
+    torch.optim.SGD(trained.parameters(), lr=0.1).step()
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5) and metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert torch.allclose(weights, torch.cat([weight.detach().flatten() for weight in trained.parameters()]), atol=1e-6)
+
+
 def test_first_minibatch_has_ratio_one(model):
     """Then the loss is the token mean of -A and nothing is clipped: it says nothing about progress."""
     rows = make_rows(model)
