@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--out", default="toy/base", help="folder to write the model to")
     parser.add_argument("--layers", type=at_least(int, 1), default=4, help="transformer blocks")
     parser.add_argument("--width", type=at_least(int, 32), default=128, help="hidden size, a multiple of 32")
-    parser.add_argument("--steps", type=at_least(int, 1), default=6000, help="optimizer steps")
+    parser.add_argument("--steps", type=at_least(int, 1), default=4500, help="optimizer steps")
     parser.add_argument("--batch", type=at_least(int, 1), default=96, help="proofs a step")
     parser.add_argument("--lr", type=at_least(float, 0), default=3e-3, help="peak learning rate (cosine to 0)")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of weights and data order")
