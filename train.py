@@ -174,16 +174,16 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
     return rows, sampled - start, time.time() - sampled
 
 
-def save_checkpoint(model, tokenizer, optimizer, buffer, step, args):
+def save_checkpoint(model, tokenizer, optimizer, buffer, history, args):
     """runs/NAME/checkpoints/step_00010: a Hugging Face folder and trainer.pt, under its name only when complete.
     Older checkpoints keep their weights and lose their trainer.pt (twice the size of the weights)."""
     folder = f"{args.out}/checkpoints"
-    final, part = f"{folder}/step_{step:05d}", f"{folder}/part"
+    final, part = f"{folder}/step_{len(history):05d}", f"{folder}/part"
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(part)
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    torch.save({"optimizer": optimizer.state_dict(), "step": step, "buffer": buffer}, f"{part}/trainer.pt")
+    torch.save({"optimizer": optimizer.state_dict(), "buffer": buffer, "history": history}, f"{part}/trainer.pt")
     shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
     os.replace(part, final)
     for name in os.listdir(folder):
@@ -257,7 +257,7 @@ def alarms(history):
     if row["skipped"]:
         yield f"{row['skipped']} of {row['updates']} updates skipped: grad norm {row['grad_norm']:.3g} (--grad-skip)"
     if (row["logprob_gap"] or 0) > 1:
-        yield f"sampler and trainer disagree about a token's log-probability by {row['logprob_gap']:.2f}: do they hold the same weights?"
+        yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} about a token's log-probability: are their weights the same?"
 
 
 def parse_args():
@@ -306,7 +306,8 @@ def parse_args():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")
     args = parser.parse_args()
-    args.out = args.out or f"runs/unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
+    settings = f"unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
+    args.out = args.out or f"runs/{settings}"
     return args
 
 
@@ -327,22 +328,22 @@ def main():
         buffer = [row for row in rows if row["advantage"] is not None]
         if not buffer:
             fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
-        print(json.dumps(update(model, reference, optimizer, buffer, args, 0)))
-        save_checkpoint(model, tokenizer, optimizer, [], 1, args)
-        return print(f"Model: {args.out}/checkpoints/step_00001")
+        metrics = update(model, reference, optimizer, buffer, args, 0)
+        save_checkpoint(model, tokenizer, optimizer, [], [metrics], args)
+        return print(f"{json.dumps(metrics)}\nModel: {args.out}/checkpoints/step_00001")
     if checkpoint:
         state = torch.load(f"{checkpoint}/trainer.pt", map_location=args.device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
-        first, buffer = state["step"], state["buffer"]
-        with open(f"{args.out}/metrics.jsonl", encoding="utf-8") as file:  # rows after the checkpoint are made again
-            history = [json.loads(line) for line, _ in zip(file, range(first))]
+        buffer, history = state["buffer"], state["history"]
+        first = len(history)
         print(f"resuming {args.out} at step {first}")
-    write_jsonl(f"{args.out}/metrics.jsonl", history)
+    write_jsonl(f"{args.out}/metrics.jsonl", history)  # without the rows after the checkpoint, which are made again
 
     def evaluate(step):
         if held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
             print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
-            sample_and_verify(model, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}", sampler_seed(args, EVALUATION), args, True)
+            sample_and_verify(model, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
+                              sampler_seed(args, EVALUATION), args, progress=True)
 
     evaluate(first)
     for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training"):
@@ -364,7 +365,7 @@ def main():
         for sentence in alarms(history):
             tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save_checkpoint(model, tokenizer, optimizer, buffer, step + 1, args)
+            save_checkpoint(model, tokenizer, optimizer, buffer, history, args)
         evaluate(step + 1)
 
     name = os.path.basename(os.path.normpath(args.out))
@@ -387,4 +388,8 @@ def step_line(m):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume continues", file=sys.stderr)
+        sys.exit(130)

@@ -406,5 +406,5 @@ def test_problem_files_that_are_bad(tmp_path):
 
 def test_checkpoints_are_loaded_without_pickled_code(whole_run):
     state = torch.load(f"{whole_run[0]}/checkpoints/step_00004/trainer.pt", weights_only=True)
-    assert state["step"] == 4 and set(state) == {"optimizer", "step", "buffer"}
+    assert len(state["history"]) == 4 and set(state) == {"optimizer", "history", "buffer"}
     json.dumps(state["buffer"])
