@@ -283,7 +283,7 @@ def parse_args():
     parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
     parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step")
-    parser.add_argument("--lr", type=share, default=2e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
+    parser.add_argument("--lr", type=share, default=3e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
     parser.add_argument("--weight-decay", type=share, default=0.01, help="of AdamW")
     parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
     parser.add_argument("--grad-skip", type=positive, default=20.0, help="an update with a larger gradient norm is skipped")
