@@ -25,7 +25,7 @@ import os
 import re
 import sys
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: where another process has a core, waiting threads must not spin
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
 import numpy as np
 import torch
