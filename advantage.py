@@ -75,12 +75,14 @@ def fail(message):
     sys.exit(2)
 
 
-def at_least(kind, low, exclusive=False):
-    """An argparse type: a finite int or float >= low (> low where exclusive)."""
+def at_least(kind, low, exclusive=False, high=math.inf):
+    """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
         number = kind(text)
         if not math.isfinite(number) or number < low or (exclusive and number == low):
             raise argparse.ArgumentTypeError(f"{text} is not {'above' if exclusive else 'at least'} {low}")
+        if number > high:
+            raise argparse.ArgumentTypeError(f"{text} is more than {high}")
         return number
     parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return parse
@@ -129,7 +131,8 @@ def main():
     parser.error = fail
     parser.add_argument("rows", help="JSONL from verify.py")
     parser.add_argument("--out", required=True, help="JSONL to write")
-    parser.add_argument("--unlikeliness", type=at_least(float, 0), default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
+    parser.add_argument("--unlikeliness", type=at_least(float, 0, high=1), default=0.0,
+                        help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="the paper's ranking or its release's")
     args = parser.parse_args()
     rows = list(read_verified(args.rows, "sample", "completion_ids", "logprobs"))

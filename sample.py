@@ -86,6 +86,10 @@ def build_prompt(problem, template):
 
 def load_model(path, dtype="float32", device="cpu"):
     """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path."""
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+        fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
+    if not os.path.exists(path):
+        print(f"there is no folder {path}: asking the Hugging Face hub for a model of that name", file=sys.stderr)
     options = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)

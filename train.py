@@ -202,8 +202,8 @@ def last_checkpoint(out):
 def open_run(args):
     """Makes the run folder, or checks that the one to be resumed was made with the same flags."""
     path, free = f"{args.out}/args.json", ("resume", "steps", "save_every", "workers")
-    if os.path.exists(path) and not args.resume:
-        fail(f"{args.out} already holds a run; add --resume to continue it or name another folder with --out")
+    if os.path.exists(path) and (args.advantages or not args.resume):
+        fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
     try:
         os.makedirs(args.out, exist_ok=True)
         if os.path.exists(path):
@@ -273,12 +273,12 @@ def parse_args():
     parser.add_argument("--resume", action="store_true", help="continue the run in --out where it was interrupted")
     parser.add_argument("--advantages", help="make one update on the rows of this file, and nothing else")
     # the algorithm (paper, Table 1)
-    parser.add_argument("--unlikeliness", type=share, default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
+    parser.add_argument("--unlikeliness", type=at_least(float, 0, high=1), default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="likelihood that ranks a group")
     parser.add_argument("--ppo-epochs", type=count, default=1, help="passes over the buffer per update; the paper tries 1 to 3")
     parser.add_argument("--kl", type=share, default=0.02, help="beta_KL; 0 leaves the reference model out altogether")
     parser.add_argument("--clip", type=positive, default=0.2, help="PPO clip epsilon")
-    parser.add_argument("--steps", type=count, default=80, help="sampling steps")
+    parser.add_argument("--steps", type=count, default=70, help="sampling steps")
     parser.add_argument("--problems-per-step", type=count, default=16, help="problems sampled a step, B")
     parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
@@ -324,18 +324,24 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     first, buffer, history = 0, [], []
     if args.advantages:
-        rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion_ids", "logprobs", "advantage"))
+        rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason",
+                               "reward", "advantage"))
         buffer = [row for row in rows if row["advantage"] is not None]
         if not buffer:
             fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
-        metrics = update(model, reference, optimizer, buffer, args, 0)
+        metrics = step_metrics(0, rows) | update(model, reference, optimizer, buffer, args, 0)
+        write_jsonl(f"{args.out}/metrics.jsonl", [metrics])
         save_checkpoint(model, tokenizer, optimizer, [], [metrics], args)
+        for sentence in alarms([metrics]):
+            print(f"warning: {sentence}", file=sys.stderr)
         return print(f"{json.dumps(metrics)}\nModel: {args.out}/checkpoints/step_00001")
     if checkpoint:
         state = torch.load(f"{checkpoint}/trainer.pt", map_location=args.device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         buffer, history = state["buffer"], state["history"]
         first = len(history)
+        if first > args.steps:
+            fail(f"{args.out} already has {first} steps; give --steps {first} or more")
         print(f"resuming {args.out} at step {first}")
     write_jsonl(f"{args.out}/metrics.jsonl", history)  # without the rows after the checkpoint, which are made again
 
