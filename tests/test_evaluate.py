@@ -343,4 +343,4 @@ def test_bad_input_is_one_sentence(files, monkeypatch, arguments, message):
 def test_a_folder_that_is_no_model(files):
     model = files / "runs"
     done = run("uplift", "--before", model, "--after", model, files / "runs/base/verified.jsonl", "--out", files / "f")
-    assert done.returncode == 2 and "cannot load" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "no model folder" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
