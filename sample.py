@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from advantage import at_least, fail, read_jsonl
+from verify import HEADER
 
-HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
 KEYS = ("id", "statement", "header", "informal")
 MINIF2F_KEYS = ("name", "formal_statement", "header", "informal_prefix")
 RELEASE_KEYS = ("theorem_full_name", "theorem_statement", "", "informal_statement")  # its src_context needs a module of its own

@@ -36,7 +36,8 @@ from advantage import at_least, fail, read_jsonl, write_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
-MATHLIB_HEADER = "import Mathlib\nimport Aesop\nset_option maxHeartbeats 400000\nopen BigOperators Real Nat Topology Rat\n"
+# What DeepSeek-Prover-V1.5 was trained with; sample.py puts it into the prompt too.
+HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
 MEMORY_GB, OUTPUT_MB = 16, 64
 
@@ -290,7 +291,7 @@ def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heart
     keys = []
     for row in rows:
         proof, reason = proof_text(row)
-        header = own_header or row.get("header") or MATHLIB_HEADER
+        header = own_header or row.get("header") or HEADER
         key = header, row["statement"], proof if reason is None else (reason, row["completion"])
         keys.append(key)
         if reason is not None:
