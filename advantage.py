@@ -10,6 +10,7 @@ Adds:  rank           0 = most likely completion of its group under pi_old .. G-
 All three are null where the reward is; the last two are null in a group that is all right or all wrong.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -88,17 +89,20 @@ def at_least(kind, low, exclusive=False, high=math.inf):
     return parse
 
 
-def read_jsonl(path, *keys):
-    """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys."""
+def read_jsonl(path, *keys, lines=None):
+    """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys.
+    lines: the file's lines, where they are still coming; a None among them is passed on."""
+    number = 0
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8") as lines:
+            for line in lines:
+                number += line is not None
                 try:
-                    row = json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: neither NaN nor Infinity is JSON
+                    row = line and json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: no JSON either
                 except ValueError:
                     cut = "" if line.endswith("\n") else " (cut short: its writer was interrupted, run that stage again)"
                     fail(f"{path}, line {number}: not valid JSON{cut}; mend or delete the line")
-                if not isinstance(row, dict) or (missing := [key for key in keys if key not in row]):
+                if line and (not isinstance(row, dict) or (missing := [key for key in keys if key not in row])):
                     what = f"the key '{missing[0]}' is missing" if isinstance(row, dict) else "not a JSON object"
                     fail(f"{path}, line {number}: {what}; one object a line with {', '.join(keys)} is expected")
                 yield row
@@ -114,16 +118,23 @@ def read_verified(path, *keys):
         yield row
 
 
-def write_jsonl(path, rows):
-    """Writes rows, which may be a generator, to a file that appears under its name only when it is complete."""
+def written(path, rows):
+    """Yields the rows, which may be a generator, and writes them to a file that appears under its name when it is complete."""
     part = f"{path}.part"
     try:
         with open(part, "w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                yield row
         os.replace(part, path)
     except OSError as error:
         fail(f"cannot write {path} ({error.strerror}); choose another --out")
+
+
+def write_jsonl(path, rows):
+    """Writes rows, which may be a generator, to a file that appears under its name when it is complete."""
+    for _ in written(path, rows):
+        pass
 
 
 def main():

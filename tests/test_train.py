@@ -251,17 +251,16 @@ def test_alarms_speak():
     assert not list(train.alarms([fine] * 3))
 
 
-def test_stage_makes_what_is_missing_or_cut_short(tmp_path):
-    path, made = tmp_path / "step" / "samples.jsonl", []
-    make = lambda: made.append(1) or [{"reward": 1.0, "n": n} for n in range(3)]  # noqa: E731
-    assert len(train.stage(str(path), 3, "reward", make)) == 3 and len(made) == 1
-    assert len(train.stage(str(path), 3, "reward", make)) == 3 and len(made) == 1  # whole: not made again
-    whole = path.read_bytes()
-    for spoiled in (whole[:-5], whole[:whole.rindex(b"{")], b"", whole.replace(b"reward", b"rewarb")):
+def test_only_a_whole_file_counts(tmp_path):
+    path, rows = tmp_path / "step" / "samples.jsonl", [{"reward": 1.0, "n": n} for n in range(3)]
+    assert train.whole(str(path), 3, "reward") is None
+    train.write_jsonl(path, rows)
+    assert train.whole(str(path), 3, "reward") == rows
+    assert train.whole(str(path), 4, "reward") is None and train.whole(str(path), 3, "verdict") is None
+    content = path.read_bytes()
+    for spoiled in (content[:-5], content[:content.rindex(b"{")], b"", content.replace(b"reward", b"rewarb")):
         path.write_bytes(spoiled)
-        assert train.stage(str(path), 3, "reward", make)[2] == {"reward": 1.0, "n": 2}
-        assert path.read_bytes() == whole
-    assert len(made) == 5
+        assert train.whole(str(path), 3, "reward") is None
 
 
 # The command, on a run that is tiny but real: the embedded prover, real Lean.
