@@ -175,12 +175,12 @@ class Lean(NamedTuple):
 
 
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder, and whatever ends the
-# shell, its parent's death too, first ends Lean and removes the folder. Arguments: KiB of memory, seconds of CPU, command.
-GUARD = """folder=$(mktemp -d) || exit 97
-trap 'if [ "$lean" ]; then kill -9 $lean; fi; rm -rf "$folder"' EXIT
+# shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, seconds of CPU, command.
+GUARD = """trap 'if [ "$lean" ]; then kill -9 $lean; fi; rm -rf "$folder"' EXIT
 trap 'exit 143' TERM INT HUP
+[ "$PPID" = "$1" ] && folder=$(mktemp -d) || exit 97
 exec 3<&0
-(ulimit -v $1; ulimit -t $2; ulimit -f 131072; export TMPDIR="$folder"; shift 2; exec "$@" <&3 3<&-) & lean=$!
+(ulimit -v $2; ulimit -t $3; ulimit -f 131072; export TMPDIR="$folder"; shift 3; exec "$@" <&3 3<&-) & lean=$!
 wait $lean; code=$?; lean=; exit $code"""
 WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
 # Linux namespaces, the strongest that work without privileges: no network; where possible also no other process in sight, all
@@ -224,11 +224,12 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     if not version:
         fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
     recent = (int(version[2]), int(version[3])) >= (4, 12)  # messages come while Lean goes on, and it knows -Dweak...
-    guard = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(int(memory_gb * 2**20))]
+    guard = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(os.getpid()), str(int(memory_gb * 2**20))]
     isolated = next((prefix for prefix in (ISOLATED, NO_NETWORK) if works(prefix)), [])
-    # A recent Lean stops after 100 errors in a file, and its threads ask for 1 GB of stack each, unless told otherwise.
-    command = [*isolated, *command, "--stdin", "--json", "-j1", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
-               *["-Dweak.maxErrors=1000000"] * recent]
+    # One thread elaborates, the second tells of it at once. A recent Lean would elaborate in both, stop after 100 errors in a
+    # file, and ask for 1 GB of stack a thread.
+    command = [*isolated, *command, "--stdin", "--json", "-j2", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
+               *["-Dweak.Elab.async=false", "-Dweak.maxErrors=1000000"] * recent]
     header = TOY_HEADER if lean == "auto" else HEADER if header is None else header
     found = Lean(guard, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
     messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
@@ -367,13 +368,16 @@ def judge_once(batch, first_try, lean, timeout, stop):
             if line == first_lines[number]:
                 spilled.add(number)
 
+    if not trouble and finished < len(texts) - 1:
+        trouble = "Lean did not come to the end of its file"
     culprit = finished + 1 if trouble else len(texts)
+    lost = trouble and lean.sign  # the messages that wait for the end
     seconds = (time.monotonic() - started) / len(batch)
     verdicts, again, died, after = {}, [], [], []
     for number, key in enumerate(batch, len(statements)):
         _, statement, _ = key
         stated = statements.index(statement)
-        if stated < culprit and (errors[stated] or axioms[stated] is None):
+        if stated < culprit and not lost and (errors[stated] or axioms[stated] is None):
             verdicts[key] = "error", f"bad statement: {(errors[stated] or ['Lean does not accept it'])[0]}", seconds
         elif culprit in (number, stated):
             if trouble == "timeout":
@@ -382,7 +386,7 @@ def judge_once(batch, first_try, lean, timeout, stop):
                 died.append(key)
             else:
                 verdicts[key] = "error", trouble, seconds
-        elif number > culprit:
+        elif number > culprit or lost:
             after.append(key)
         elif not errors[number] and axioms[number] is not None and axioms[number] <= AXIOMS:
             verdicts[key] = "proved", "", seconds
@@ -508,6 +512,11 @@ def checked(path, lines=None):
         fail(f"{path} has no rows; run sample.py first")
 
 
+def part_name(out, settings):
+    """The name of the output while it is not complete: another one for every other way to come to verdicts."""
+    return f"{out}.part-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+
+
 def resumed(part, rows):
     """(verdicts that an interrupted run has left in `part`, the rest of rows). What does not fit the rows is cut off."""
     verdicts, length = [], 0
@@ -536,6 +545,7 @@ def main():
     parser.add_argument("--follow", action="store_true", help="verify the rows while sample.py is still writing them")
     parser.add_argument("--self-test", action="store_true", help="check this installation of Lean and print a table, nothing else")
     parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean, or a command such as 'lake env lean'")
+    parser.add_argument("--verifier", choices=["lean", "lean-dojo"], default="lean", help="what asks Lean: this file, or the package lean-dojo")
     parser.add_argument("--project", help="the Lake project where Lean runs (default: the working folder)")
     parser.add_argument("--header", help="first lines for rows without a header of their own (default: Mathlib's; '' for none)")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="Lean processes at a time")
@@ -552,8 +562,7 @@ def main():
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.self_test:
         return self_test(lean, args.workers)
-    settings = [args.lean, args.project, args.header, args.timeout, args.max_heartbeats]
-    part = f"{args.out}.part-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+    part = part_name(args.out, [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier])
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
         with open(part, "a", encoding="utf-8") as file:

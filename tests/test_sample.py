@@ -214,7 +214,7 @@ def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "sample_rows", stopped)
     assert call(monkeypatch, *arguments) == 130
     [part] = tmp_path.glob("samples.jsonl.part-*")
-    assert part.read_bytes() == b"".join(whole.splitlines(True)[:7]) and not out.exists()
+    assert part.read_bytes() == b"".join(whole.splitlines(True)[:6]) and not out.exists()
     with open(part, "ab") as file:
         file.write(whole.splitlines(True)[7][:50])
     skipped = []
