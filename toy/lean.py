@@ -9,13 +9,9 @@ kernel, but no library, not even the standard prelude: a File.lean starts with `
 Prelude is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on LEAN_PATH.
 """
 import ctypes
-import hashlib
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,6 +27,10 @@ def library():
 
 def compiled_prelude():
     """Folder that holds Prelude.olean, compiled once per content of Prelude.lean and per wheel (a second or so)."""
+    import hashlib  # here, not above: main() runs for every batch, and these imports are a fifth of its start
+    import shutil
+    import subprocess
+    import tempfile
     source = os.path.join(HERE, "Prelude.lean")
     with open(source, "rb") as file:
         key = hashlib.sha256(file.read() + str(os.stat(library()).st_size).encode()).hexdigest()[:16]
