@@ -1,11 +1,11 @@
 """Samples G proofs for each problem from a causal language model, with the log-probability of every token.
 
     python sample.py --model runs/base --problems problems.jsonl --num-samples 32 --out samples.jsonl
-    python sample.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems minif2f.jsonl --num-samples 32 \\
+    python sample.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems minif2f-test.jsonl --num-samples 32 \\
         --out samples.jsonl --template deepseek --device cuda --dtype bfloat16
 
-Reads: problems as JSONL (id, statement, which ends with ":= by", and if wanted header, informal), as DeepSeek's miniF2F
-       JSONL (name, formal_statement, informal_prefix, header) or as parquet of the paper's release.
+Reads: problems as JSONL: id, statement, which ends with ":= by", and if wanted header, informal; real/problems.py makes such
+       a file of the paper's release, miniF2F or Lean Workbook.
 Adds:  sample          index in the group, 0 .. G-1; the rows of a group follow each other
        prompt_ids      the token ids of the prompt
        completion      the text after the prompt's ":= by": statement + completion is the whole theorem
@@ -37,21 +37,20 @@ from advantage import at_least, fail, read_jsonl
 from verify import HEADER
 
 KEYS = ("id", "statement", "header", "informal")
-MINIF2F_KEYS = ("name", "formal_statement", "header", "informal_prefix")
-RELEASE_KEYS = ("theorem_full_name", "theorem_statement", "", "informal_statement")  # its src_context needs a module of its own
 
 
 def read_problems(path, limit=None):
-    """The problems of a JSONL or parquet file: dicts with id, statement and, where the file has them, header, informal."""
-    problems, seen = [], {}
-    for number, row in enumerate(read_parquet(path) if str(path).endswith(".parquet") else read_jsonl(path), 1):
+    """The problems of a JSONL file: dicts with id, statement and, where the file has them, header, informal."""
+    problems, seen, convert = [], {}, f"make problems of it: python real/problems.py {path} --out problems.jsonl"
+    if str(path).endswith(".parquet"):
+        fail(f"{path} is parquet, not JSONL; {convert}")
+    for number, row in enumerate(read_jsonl(path), 1):
         where = f"{path}, line {number}"
-        for keys in (MINIF2F_KEYS, RELEASE_KEYS):
-            if keys[1] in row:
-                row = {"header": HEADER, **{ours: row[theirs] for ours, theirs in zip(KEYS, keys) if row.get(theirs)}}
+        if "statement" not in row and ("formal_statement" in row or "theorem_statement" in row):
+            fail(f"{where}: these are another collection's columns; {convert}")
         for key in KEYS:
             if not isinstance(row.get(key, None if key in KEYS[:2] else ""), str):
-                fail(f"{where}: '{key}' is missing or not text; give id and statement (or name and formal_statement) as text")
+                fail(f"{where}: '{key}' is missing or not text; give id and statement as text")
         if row["id"] in seen:
             fail(f"{where}: id {row['id']!r} is that of line {seen[row['id']]} too; give every problem an id of its own")
         seen[row["id"]] = number
@@ -62,15 +61,6 @@ def read_problems(path, limit=None):
     if not problems:
         fail(f"{path} has no problems; give at least one")
     return problems[:limit]
-
-
-def read_parquet(path):
-    """The rows of a parquet file as dicts."""
-    try:
-        import pyarrow.parquet
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (ImportError, OSError, ValueError) as error:
-        fail(f"cannot read {path} ({str(error).splitlines()[0]}); it takes a parquet file and: pip install pyarrow")
 
 
 def build_prompt(problem, template):
@@ -272,7 +262,7 @@ def main():
     parser = argparse.ArgumentParser(description="Samples proofs with the log-probability of every token.")
     parser.error = fail
     parser.add_argument("--model", required=True, help="a model folder or a name on the Hugging Face hub")
-    parser.add_argument("--problems", required=True, help="JSONL, or the release's parquet")
+    parser.add_argument("--problems", required=True, help="JSONL; real/problems.py makes it of other collections")
     parser.add_argument("--num-samples", type=at_least(int, 1), required=True, help="G, completions for each problem")
     parser.add_argument("--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete")
     parser.add_argument("--temperature", type=at_least(float, 0, exclusive=True), default=1.0, help="divides the logits")

@@ -156,26 +156,12 @@ def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
     assert any("```" in row["completion"][:-3] for row in rows_of(model_and_tokenizer))  # bare does not stop there
 
 
-def test_readers(tmp_path):
+def test_reader(tmp_path):
     own = tmp_path / "own.jsonl"
     own.write_text('{"id": "a", "statement": "A : p :=\\n  by\\n"}\n{"id": "b", "statement": "B := by", "informal": "I"}\n')
     assert read_problems(own) == [{"id": "a", "statement": "A : p := by"},
                                   {"id": "b", "statement": "B := by", "informal": "I"}]
     assert [problem["id"] for problem in read_problems(own, limit=1)] == ["a"]
-    minif2f = tmp_path / "minif2f.jsonl"
-    minif2f.write_text(json.dumps({"name": "m", "split": "valid", "informal_prefix": "/-- I -/\n", "formal_statement":
-                                   "theorem m : p := by\n  sorry", "goal": "g", "header": "import A\n"}))
-    assert read_problems(minif2f) == [{"id": "m", "statement": "theorem m : p := by", "header": "import A\n",
-                                       "informal": "/-- I -/\n"}]
-
-
-def test_parquet_reader(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-    row = {"theorem_full_name": "r", "theorem_statement": "theorem r : p := by\n", "informal_statement": "",
-           "src_context": "c", "split": "s"}
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "r.parquet")
-    assert read_problems(tmp_path / "r.parquet") == [{"id": "r", "statement": "theorem r : p := by", "header": sample.HEADER}]
 
 
 def run(*arguments):
@@ -235,7 +221,10 @@ GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
     (GOOD + '{"id": "b", "statement": "theorem b : p"}\n', [], ["line 2", ":= by"]),
     (GOOD + '{"id": "b", ', [], ["line 2", "JSON"]),
     (GOOD + '{"id": "b"}\n', [], ["line 2", "statement"]),
-    ('{"name": "", "formal_statement": "B := by"}\n', [], ["line 1", "'id'"]),
+    ('{"statement": "B := by"}\n', [], ["line 1", "'id'"]),
+    ('{"name": "b", "formal_statement": "theorem b : p := by"}\n', [], ["line 1", "real/problems.py", "problems.jsonl"]),
+    ('{"theorem_full_name": "b", "theorem_statement": "theorem b : p := by"}\n', [], ["line 1", "real/problems.py"]),
+    (GOOD, ["--problems", "FOLDER/train.parquet"], ["parquet", "real/problems.py FOLDER/train.parquet"]),
     ('{"id": 7, "statement": "B := by"}\n', [], ["line 1", "'id'", "text"]),
     (GOOD, ["--model", "FOLDER"], ["FOLDER", "model folder"]),
     (GOOD, ["--out", "FOLDER"], ["FOLDER", "--out"]),
