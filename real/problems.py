@@ -47,8 +47,8 @@ def read_rows(path):
         fail(f"cannot read {path} ({reason}); give JSON, JSONL, or parquet with: pip install pyarrow")
     rows = [row if isinstance(row, dict) else {} for row in rows]
     if not any(column in row for row in rows for column in COLUMNS["statement"]):
-        columns = ", ".join(rows[0] if rows else ()) or "nothing"
-        fail(f"{path} has no column {' or '.join(COLUMNS['statement'])}, but {columns}; see PROBLEMS.md")
+        found = ", ".join([*rows, {}][0]) or "nothing"
+        fail(f"{path} has no column {' or '.join(COLUMNS['statement'])}, but {found}; see PROBLEMS.md")
     return rows
 
 
@@ -57,7 +57,8 @@ def from_columns(row, header):
     problem = {key: value for key, value in row.items() if "statement" in row and key not in COLUMNS}
     for ours, theirs in COLUMNS.items():
         texts = [row[column] for column in theirs if isinstance(row.get(column), str) and row[column].strip()]
-        problem |= {ours: texts[0]} if texts else {}
+        if texts:  # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes the character for that
+            problem[ours] = texts[0].encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if header not in (None, "keep"):
         problem["header"] = header
     elif "statement" not in row:
@@ -66,28 +67,27 @@ def from_columns(row, header):
 
 
 def without_proof(text):
-    """The text up to `:= by`; sorry or a proof that follows is cut off."""
+    """The text up to `:= by`, where sorry or a proof that follows can be cut off."""
     if bare := re.fullmatch(r"(?s)(.*?)\s*:=\s*(by(\s+sorry)?|sorry)\s*", text):
         return bare[1] + " := by"
     statement, _, proof = text.partition(":=")
-    if not re.match(r"\s*by\b", proof) or any(statement.count(a) != statement.count(b) for a, b in ("()", "[]", "{}")):
-        raise ValueError("it does not end in ':= by'")
-    if re.search(r"\b(theorem|lemma)\b", proof):
-        raise ValueError("it holds several theorems")
-    return statement.rstrip() + " := by"
+    balanced = all(statement.count(left) == statement.count(right) for left, right in ("()", "[]", "{}"))
+    ends_here = balanced and re.match(r"(?s)\s*by\b(?!.*\b(theorem|lemma)\b)", proof)
+    return statement.rstrip() + " := by" if ends_here else text
 
 
 def check(text):
     """(statement, name, its words but for the name), if verify.py can judge proofs of it; ValueError says why it cannot."""
     statement = without_proof(text)
-    kinds, words, _ = zip(*tokens(statement))
+    kinds_and_words = [token[:2] for token in tokens(statement)]
+    words = [word for _, word in kinds_and_words]
     theorems = [k for k, word in enumerate(words) if word in ("theorem", "lemma")]
     if len(theorems) > 1:
         raise ValueError("it holds several theorems")
-    if not theorems or kinds[theorems[0] + 1] != "name":
-        raise ValueError("it holds no named theorem")
-    if words[-3:] != (":", "=", "by"):  # they were in a comment
+    if words[-3:] != [":", "=", "by"]:
         raise ValueError("it does not end in ':= by'")
+    if not theorems or kinds_and_words[theorems[0] + 1][0] != "name":
+        raise ValueError("it holds no named theorem")
     place, name = theorems[0], words[theorems[0] + 1]
     if name.startswith("_root_"):
         raise ValueError("its name starts with _root_: it would leave the verifier's namespace")
@@ -147,13 +147,11 @@ def main():
     held_out = {check(problem["statement"])[2]: f"{problem['id']} of {path}" for path in args.without
                 for problem in convert(rows[path])[0]}
     rows = [one for path in args.files for one in rows[path] if args.split in (None, one[2].get("split"))]
-    if not rows:
-        fail(f"no row of {', '.join(args.files)} has the split {args.split}; see the column split there")
     problems, report = convert(rows, args.header, held_out)
     skipped = f"{args.out.removesuffix('.jsonl')}.skipped.jsonl"
     write_jsonl(skipped, report)
     if not problems:
-        fail(f"none of the {len(rows)} rows can be used ({report[0]['reason']}); see {skipped}")
+        fail(f"no problem is left of {len(rows)} rows{f' with the split {args.split}' if args.split else ''}; {skipped} says why")
     write_jsonl(args.out, problems)
     print(f"{len(rows)} rows, {len(problems)} problems in {args.out}; what follows is row by row in {skipped}")
     kinds = [("kept" if entry["kept"] else "left out") + ", " + entry["reason"].split(": ")[0] for entry in report]
