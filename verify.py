@@ -163,8 +163,8 @@ def proof_or_verdict(row):
 
 class Lean(NamedTuple):
     """A Lean that find_lean has tried out."""
-    guard: list    # the sandbox
-    command: list  # what runs in it, flags included
+    sandbox: list  # what stands before the command
+    command: list  # flags included
     env: dict
     folder: str    # where it runs: the project's
     header: str    # the first lines of a batch
@@ -175,12 +175,12 @@ class Lean(NamedTuple):
 
 
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder, and whatever ends the
-# shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, seconds of CPU, command.
+# shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, command.
 GUARD = """trap 'if [ "$lean" ]; then kill -9 $lean; fi; rm -rf "$folder"' EXIT
 trap 'exit 143' TERM INT HUP
 [ "$PPID" = "$1" ] && folder=$(mktemp -d) || exit 97
 exec 3<&0
-(ulimit -v $2; ulimit -t $3; ulimit -f 131072; export TMPDIR="$folder"; shift 3; exec "$@" <&3 3<&-) & lean=$!
+(ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"; shift 2; exec "$@" <&3 3<&-) & lean=$!
 wait $lean; code=$?; lean=; exit $code"""
 WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
 # Linux namespaces, the strongest that work without privileges: no network; where possible also no other process in sight, all
@@ -224,14 +224,14 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     if not version:
         fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
     recent = (int(version[2]), int(version[3])) >= (4, 12)  # messages come while Lean goes on, and it knows -Dweak...
-    guard = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(os.getpid()), str(int(memory_gb * 2**20))]
-    isolated = next((prefix for prefix in (ISOLATED, NO_NETWORK) if works(prefix)), [])
+    sandbox = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(os.getpid()), str(int(memory_gb * 2**20)),
+               *next((prefix for prefix in (ISOLATED, NO_NETWORK) if works(prefix)), [])]
     # One thread elaborates, the second tells of it at once. A recent Lean would elaborate in both, stop after 100 errors in a
     # file, and ask for 1 GB of stack a thread.
-    command = [*isolated, *command, "--stdin", "--json", "-j2", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
+    command = [*command, "--stdin", "--json", "-j2", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
                *["-Dweak.Elab.async=false", "-Dweak.maxErrors=1000000"] * recent]
     header = TOY_HEADER if lean == "auto" else HEADER if header is None else header
-    found = Lean(guard, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
+    found = Lean(sandbox, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
     messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
     bad = trouble or next((message["data"] for message in messages if message["severity"] == "error"), None)
     if bad:
@@ -247,15 +247,15 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
 
     The time limit is for one proof: the clock starts anew with every line of output that holds the tag."""
     messages, trouble, size, rest, ended = [], None, 0, b"", False
-    cpu_seconds = str(60 + int(timeout * (1 + source.count(tag) if tag else 1)))
+    env = dict(lean.env, CPU_SECONDS=str(60 + int(timeout * (1 + source.count(tag) if tag else 1))))
     ours, its = os.openpty()  # to a terminal Lean writes line by line, to a pipe whenever 4 KB have gathered
     tty.setraw(its)
     with tempfile.TemporaryFile() as text:  # without a name: no kill leaves it behind
         text.write(source.encode("utf-8", "replace"))
         text.seek(0)
         try:
-            process = subprocess.Popen([*lean.guard, cpu_seconds, *lean.command], stdin=text, stdout=its, stderr=its, env=lean.env,
-                                       cwd=lean.folder, start_new_session=True)
+            process = subprocess.Popen([*lean.sandbox, *lean.command], stdin=text, stdout=its, stderr=its, env=env, cwd=lean.folder,
+                                       start_new_session=True)
         finally:
             os.close(its)
     poll, deadline = select.poll(), time.monotonic() + timeout
@@ -561,7 +561,8 @@ def main():
         total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.self_test:
-        return self_test(lean, args.workers)
+        from real.self_test import self_test  # here, not above: it imports this file
+        return self_test(lean, args.workers, args.batch)
     part = part_name(args.out, [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier])
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
