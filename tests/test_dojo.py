@@ -1,0 +1,448 @@
+"""python -m pytest tests/test_dojo.py   (a stand-in for lean-dojo with the wheel's Lean; with lean-dojo installed, its API too)"""
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+import verify  # noqa: E402
+from real import dojo  # noqa: E402
+from tests.test_verify import PROOFS, WRONG, needs_lean, row  # noqa: E402
+
+MANIFEST = {"version": 7, "packagesDir": ".lake/packages", "name": "own", "lakeDir": ".lake", "packages": [
+    {"url": "https://github.com/leanprover-community/mathlib4", "type": "git", "subDir": None, "rev": "b" * 40, "name": "mathlib",
+     "manifestFile": "lake-manifest.json", "inputRev": "v4.9.0", "inherited": False, "configFile": "lakefile.lean"},
+    {"url": "https://github.com/leanprover-community/batteries", "type": "git", "subDir": None, "rev": "c" * 40, "name": "batteries",
+     "manifestFile": "lake-manifest.json", "inputRev": "main", "inherited": True, "configFile": "lakefile.lean"}]}
+
+
+def make_project(folder, toolchain="leanprover/lean4:v4.9.0", manifest=MANIFEST):
+    os.makedirs(folder, exist_ok=True)
+    for name, text in (("lean-toolchain", toolchain + "\n"), ("lake-manifest.json", json.dumps(manifest))):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    return str(folder)
+
+
+# ---- the block that is sent ----
+
+@pytest.mark.parametrize("statement, proof, block", [
+    ("theorem t : p := by", "\n  intro h\n  exact h\n", "(\n  intro h\n  exact h\n)"),
+    ("theorem t : p := by", " intro h; exact h", "(" + 18 * " " + " intro h; exact h\n)"),
+    ("theorem t :\n  p := by\n", "  intro h\n  exact h", "(\n  intro h\n  exact h\n)"),
+    ("theorem t : p := by", "\r\n  exact h -- so", "(\n  exact h -- so\n)"),
+    ("theorem t : p := by", "", "(\n)"),
+    ("theorem t : p := by", "\n  exact aux\nwhere\n  aux := h", None),
+    ("theorem t : p := by", "\n  exact f -- where", "(\n  exact f -- where\n)")])
+def test_block_keeps_every_column(statement, proof, block):
+    assert dojo.as_tactic(statement, proof) == block
+    if block and proof.strip():
+        words = [(word, column) for _, word, column in verify.tokens(block)][1:-1]
+        text = statement + proof.replace("\r\n", "\n")
+        assert words == [(word, column) for _, word, column in verify.tokens(text)][-len(words):]
+
+
+def test_longest_line_that_the_terminal_takes():
+    def request(size):
+        return "\n  exact " + "é" * (size // 2) + "h" * (size % 2)
+    frame = len(json.dumps({"sid": 0, "cmd": "(\n  exact \n)"}))
+    assert dojo.as_tactic("theorem t : p := by", request(4095 - frame)) is not None
+    assert dojo.as_tactic("theorem t : p := by", request(4096 - frame)) is None
+
+
+@needs_lean
+def test_block_is_proved_wherever_the_plain_proof_is():
+    command, env, header = verify.find_lean("auto")
+    lean = [*command, "-DmaxHeartbeats=200000"], env
+    extra = [("p → p", " intro h; exact h;"), ("p → p", " exact (\n  fun h => h)"), ("p → p", " intro h\n  exact h"),
+             ("p → p", " have a : p → p := by\n    intro h\n    exact h\n" + 47 * " " + "exact a"), ("p → p", "\n  exact id -- so")]
+    plain, blocks = [], []
+    for goal, proof in PROOFS + WRONG + extra:
+        statement = row(goal, proof)["statement"]
+        if "```" not in proof and (block := dojo.as_tactic(statement, proof)):
+            plain.append((header, statement, proof))
+            blocks.append((header, statement, f"\n {block[0]}{block[2 if block[1] == ' ' else 1:]}"))  # Lean wants column 1 in a file
+    first, second = verify.judge_batch(plain, lean, 60), verify.judge_batch(blocks, lean, 60)
+    pairs = [(first[one][0], second[other][0]) for one, other in zip(plain, blocks)]
+    assert ("proved", "rejected") not in pairs and {one for pair in pairs for one in pair} == {"proved", "rejected"}
+    differ = [key[2] for key, (one, other) in zip(plain, pairs) if one != other]
+    assert all("\nintro" in proof for proof in differ)  # at column 0; the main path then rejects what the Dojo took
+
+
+# ---- the sentences of check_dojo ----
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """git, elan, lake and lean that do nothing, lean-dojo 2.2.0 on record, and a Python that is old enough."""
+    os.makedirs(tmp_path / "bin")
+    for name in ("git", "elan", "lake", "lean"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        os.chmod(tmp_path / "bin" / name, 0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "version_info", (3, 11, 7, "final", 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.0")
+    return tmp_path / "bin"
+
+
+def sentence(capsys, project):
+    with pytest.raises(SystemExit) as stop:
+        dojo.check_dojo(project)
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+def test_check_passes_and_each_lack_has_its_sentence(commands, tmp_path, monkeypatch, capsys):
+    project = make_project(tmp_path / "project")
+    assert dojo.check_dojo(project) is None
+    with monkeypatch.context() as one:
+        one.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+        assert "Python 3.12 or older" in sentence(capsys, project)
+    with monkeypatch.context() as one:
+        one.setattr(importlib.util, "find_spec", lambda name: None)
+        assert "pip install lean-dojo==2.2.0" in sentence(capsys, project)
+    for name in ("lake", "elan"):
+        os.rename(commands / name, commands / "gone")
+        assert f"the command '{name}'" in sentence(capsys, project)
+        os.rename(commands / "gone", commands / name)
+    assert "has no lean-toolchain" in sentence(capsys, str(tmp_path))
+    packages = [dict(MANIFEST["packages"][0], type="path", url=None, rev=None, dir="../mathlib4")]
+    assert "git url and rev" in sentence(capsys, make_project(tmp_path / "local", manifest={"packages": packages}))
+    assert "must list mathlib" in sentence(capsys, make_project(tmp_path / "bare", manifest={"packages": []}))
+
+
+@pytest.mark.parametrize("toolchain, release, words", [
+    ("leanprover/lean4:v4.9.0", "2.2.0", None), ("leanprover/lean4:4.11.0", "2.1.3", None), ("leanprover/lean4:v4.9.0-rc1", "2.2.0", None),
+    ("leanprover/lean4:v4.26.0", "4.21.0", None),  # a later release may mend it
+    ("leanprover/lean4:v4.9.0", "4.20.0", "cannot trace"), ("leanprover/lean4:v4.9.0", "2.0.3", "cannot trace"),
+    ("leanprover/lean4:v4.12.0-rc1", "2.2.0", "runs no tactics"), ("leanprover/lean4:v4.20.0", "4.20.0", "runs no tactics"),
+    ("leanprover/lean4:v4.35.0", "4.20.0", "runs no tactics"), ("leanprover/lean4:v4.2.0", "2.2.0", "begins at Lean 4.3"),
+    ("leanprover/lean4:nightly-2024-06-01", "2.2.0", "reads releases"), ("stable", "2.2.0", "reads releases")])
+def test_versions_that_are_known_to_fail_are_refused(commands, tmp_path, monkeypatch, capsys, toolchain, release, words):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: release)
+    project = make_project(tmp_path / "project", toolchain)
+    if words is None:
+        assert dojo.check_dojo(project) is None
+    else:
+        assert words in sentence(capsys, project)
+
+
+# ---- a stand-in for lean-dojo whose Dojo is the wheel's Lean without the axiom check ----
+
+STAND_IN = '''
+    import os, re, subprocess, sys, time
+    from dataclasses import dataclass
+    sys.path.insert(0, os.environ["PROJECT_ROOT"])
+    import verify
+    LOG, CACHE = os.environ["STAND_IN_LOG"], os.environ["CACHE_DIR"]
+    class DojoInitError(Exception): pass
+    class DojoCrashError(Exception): pass
+    class DojoTacticTimeoutError(Exception): pass
+    @dataclass
+    class TacticState: pp: str
+    @dataclass
+    class ProofFinished: tactic_state_id: int
+    @dataclass
+    class ProofGivenUp: pass
+    @dataclass
+    class LeanError: error: str
+    @dataclass
+    class Theorem: repo: object; file_path: str; full_name: str
+
+    def log(*words):
+        with open(LOG, "a", encoding="utf-8") as file:
+            print(*words, file=file)
+
+    class LeanGitRepo:
+        def __init__(self, url, commit):
+            self.url, self.commit = url, commit
+        @classmethod
+        def from_path(cls, path):
+            assert subprocess.run(["git", "status", "--porcelain"], cwd=path, capture_output=True, text=True, check=True).stdout == ""
+            return cls(path, subprocess.run(["git", "rev-parse", "HEAD"], cwd=path, capture_output=True, text=True, check=True).stdout.strip())
+
+    def is_available_in_cache(repo):
+        return os.path.exists(os.path.join(CACHE, repo.commit))
+
+    def trace(repo, dst_dir=None, build_deps=True):
+        log("trace", repo.commit, "build_deps", build_deps, "cwd", os.getcwd(), "offline", os.environ.get("DISABLE_REMOTE_CACHE"))
+        print("what lean-dojo prints")
+        if os.environ.get("TRACE_FAILS"):
+            raise RuntimeError("lake build")
+        os.makedirs(CACHE, exist_ok=True)
+        open(os.path.join(CACHE, repo.commit), "w").close()
+
+    class Dojo:
+        def __init__(self, entry, timeout=600, additional_imports=[], build_deps=True):
+            self.entry = entry
+        def __enter__(self):
+            print("what lean-dojo prints")
+            text = open(os.path.join(self.entry.repo.url, self.entry.file_path), encoding="utf-8").read()
+            log("open", self.entry.full_name, "pid", os.getpid(), "token", os.environ.get("GITHUB_ACCESS_TOKEN"))
+            if "no_dojo" in self.entry.full_name:
+                raise DojoInitError("Unexpected EOF")
+            start = text.index("theorem ")
+            self.header, self.statement = text[:start], re.sub(r" sorry\\n\\Z", "", text[start:])
+            command, env, _ = verify.find_lean("auto")
+            self.lean = command + ["-DmaxHeartbeats=200000"], env
+            os.chdir("/")
+            return self, TacticState(self.statement)
+        def __exit__(self, *error):
+            pass
+        def run_tac(self, state, tactic):
+            log("run", repr(tactic))
+            if "-- crash" in tactic or "-- once" in tactic and sum("-- once" in line for line in open(LOG, encoding="utf-8")) < 2:
+                raise DojoCrashError("Unexpected EOF")
+            if "-- die" in tactic:
+                os._exit(9)
+            if "-- hang" in tactic:
+                time.sleep(1000)
+            if "given_up" in tactic:
+                return ProofGivenUp()
+            proof = "\\n (" + tactic[2 if tactic[1] == " " else 1:]
+            verify.AXIOMS = verify.AXIOMS | {"sorryAx", "String"}  # lean-dojo does not look at axioms
+            key = self.header, self.statement, proof
+            verdict, message, _ = verify.judge_batch([key], self.lean, 60)[key]
+            if verdict == "proved":
+                log("accepted", repr(tactic))
+                return ProofFinished(1)
+            return TacticState(message) if message.startswith("unsolved goals") else LeanError(message)
+'''
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Makes `import lean_dojo` in dojo.py's processes the stand-in; returns a function that reads its log."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "lean_dojo.py").write_text(textwrap.dedent(STAND_IN), encoding="utf-8")
+    for name, value in (("PYTHONPATH", tmp_path / "packages"), ("STAND_IN_LOG", tmp_path / "log"), ("PROJECT_ROOT", HERE),
+                        ("CACHE_DIR", tmp_path / "cache"), ("GITHUB_ACCESS_TOKEN", "secret")):
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "log").write_text("")
+    return lambda word: [line for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines() if line.startswith(word)]
+
+
+@pytest.fixture(scope="module")
+def lean():
+    command, env, _ = verify.find_lean("auto")
+    return [*command, "-DmaxHeartbeats=200000"], env
+
+
+def problem(name, goal="p → p"):
+    return verify.TOY_HEADER, f"theorem {name} (p q r : Prop) : {goal} := by"
+
+
+def judge(problem, proofs, lean, tmp_path, timeout=60):
+    """[(verdict, message)] of proofs of one problem, and its theorem."""
+    project, keys = make_project(tmp_path / "project"), [(*problem, proof) for proof in proofs]
+    theorems = dojo.trace_problems(keys, project, str(tmp_path / "work"), lean)
+    verdicts = dojo.judge_with_dojo(keys, theorems.get(problem), timeout, lean)
+    assert list(verdicts[keys[0]])[2] >= 0 and set(verdicts) == set(keys)
+    return [verdicts[key][:2] for key in keys]
+
+
+@needs_lean
+def test_verdicts_are_those_of_the_main_path(stand_in, lean, tmp_path):
+    cheats = ["\n  sorry", "\n  exact sorryAx _ true", "\n  native_decide", "\n  skip\nend", "\n  exact id\n```\nSo it holds."]
+    rows = [row(*one) for one in PROOFS + WRONG] + [row("p → q", proof) for proof in cheats]
+    rows += [{"statement": "theorem bad (p : Prop) : no_such p := by", "completion": "\n  trivial"}]
+    keys, expected = {}, verify.verify_rows(rows, progress=False)
+    for one in rows:  # as verify.py does: the filter first, then the distinct keys
+        proof, reason = verify.proof_text(one)
+        if reason is None:
+            keys[verify.TOY_HEADER, one["statement"], proof] = None
+    project = make_project(tmp_path / "project")
+    theorems = dojo.trace_problems(keys, project, str(tmp_path / "work"), lean)
+    groups, verdicts = {}, {}
+    for key in keys:
+        groups.setdefault(key[:2], []).append(key)
+    for one, group in groups.items():
+        verdicts.update(dojo.judge_with_dojo(group, theorems.get(one), 60, lean))
+    assert len(theorems) == len(groups) - 1 and len(stand_in("open")) == len(theorems)  # `bad` is not traced; a Dojo per theorem
+    for one, other in zip(rows, expected):
+        proof, reason = verify.proof_text(one)
+        found = verdicts[verify.TOY_HEADER, one["statement"], proof][0] if reason is None else "rejected"
+        assert found == other["verdict"], (one, other)
+    assert not [line for line in stand_in("run") if "where" in line or "sorry'" in line]
+    assert {line.split()[-1] for line in stand_in("open")} == {"None"}  # no GitHub token where nothing is fetched
+
+
+@needs_lean
+def test_what_lean_dojo_accepts_without_an_axiom_check_is_not_proved(stand_in, lean, tmp_path):
+    cheat, honest, given_up = "\n  exact sorry", "\n  exact id", "\n  given_up"
+    verdicts = judge(problem("thm", "(p → p)"), [cheat, honest, given_up], lean, tmp_path)
+    assert [verdict for verdict, _ in verdicts] == ["rejected", "proved", "rejected"]
+    assert verdicts[0][1].startswith("axioms: ") and "sorry" in verdicts[2][1]
+    assert [("sorry" in line, "id" in line) for line in stand_in("accepted")] == [(True, False), (False, True)]
+
+
+@needs_lean
+def test_timeouts_and_deaths_concern_one_candidate(stand_in, lean, tmp_path):
+    proofs = ["\n  exact id -- hang", "\n  exact id", "\n  exact id -- die", "\n  exact id -- once", "\n  exact id -- crash", "\n  intro h\n  exact h"]
+    started = time.monotonic()
+    verdicts = judge(problem("thm"), proofs, lean, tmp_path, timeout=3)
+    assert [verdict for verdict, _ in verdicts] == ["timeout", "proved", "error", "proved", "error", "proved"]
+    assert "within 3 s" in verdicts[0][1] and "died twice" in verdicts[2][1] and "Unexpected EOF" in verdicts[4][1]
+    assert time.monotonic() - started < 60
+    opened = stand_in("open")
+    assert len(opened) == 7  # first, after hang, twice after die, after once, twice after crash
+    for line in opened:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(line.split()[3]), 0)
+
+
+@needs_lean
+def test_where_and_long_lines_take_the_main_path(stand_in, lean, tmp_path):
+    long = "\n  exact id -- " + "x" * 4096
+    assert [verdict for verdict, _ in judge(problem("thm"), ["\n  exact aux\nwhere\n  aux (h : p) : p := h", long], lean, tmp_path)] == ["proved"] * 2
+    assert not stand_in("run") and not stand_in("open")
+
+
+@needs_lean
+def test_a_dojo_that_does_not_open_is_an_error_and_not_zero_reward(stand_in, lean, tmp_path):
+    verdicts = judge(problem("no_dojo"), ["\n  exact id", "\n  skip", "\n  exact f\nwhere\n  f (h : p) : p := h"], lean, tmp_path)
+    assert [verdict for verdict, _ in verdicts] == ["error", "error", "proved"]
+    assert verdicts[0][1].startswith("bad statement: ") and "DojoInitError: Unexpected EOF" in verdicts[0][1]
+    assert len(stand_in("open")) == 1
+
+
+@needs_lean
+def test_problems_become_one_clean_repo_traced_once(stand_in, lean, tmp_path):
+    project, work = make_project(tmp_path / "project"), str(tmp_path / "work")
+    keys = [(*problem(name), "\n  exact id") for name in ("b", "a", "b")]
+    theorems = dojo.trace_problems(keys, project, work, lean)
+    assert dojo.trace_problems(reversed(keys), project, work, lean) == theorems
+    folder = theorems[problem("a")][0]
+    assert sorted(theorems.values()) == [(folder, "Problems/P00001.lean", "a"), (folder, "Problems/P00002.lean", "b")]
+    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout  # noqa: E731
+    assert git("status", "--porcelain") == "" and git("rev-list", "--count", "HEAD") == "1\n"
+    assert git("ls-files").split() == ["Problems/P00001.lean", "Problems/P00002.lean", "lake-manifest.json", "lakefile.lean", "lean-toolchain"]
+    with open(os.path.join(folder, "Problems/P00002.lean"), encoding="utf-8") as file:
+        assert file.read() == verify.TOY_HEADER + "theorem b (p q r : Prop) : p → p := by sorry\n"
+    with open(os.path.join(folder, "lakefile.lean"), encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    assert [line for line in lines if line.startswith("require")] == [
+        'require «mathlib» from git "https://github.com/leanprover-community/mathlib4" @ "v4.9.0"']
+    assert stand_in("trace") == [f"trace {git('rev-parse', 'HEAD').strip()} build_deps False cwd {work} offline 1"]
+    again = dojo.trace_problems(keys, project, str(tmp_path / "elsewhere"), lean)[problem("a")][0]
+    assert subprocess.run(["git", "rev-parse", "HEAD"], cwd=again, capture_output=True, text=True).stdout == git("rev-parse", "HEAD")
+    assert len(stand_in("trace")) == 1  # the same content is the same commit
+    make_project(project, "leanprover/lean4:v4.10.0")
+    assert dojo.trace_problems(keys, project, work, lean)[problem("a")][0] != folder and len(stand_in("trace")) == 2
+
+
+@needs_lean
+def test_a_trace_that_fails_ends_with_a_sentence(stand_in, lean, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TRACE_FAILS", "1")
+    with pytest.raises(SystemExit) as stop:
+        dojo.trace_problems([(*problem("a"), "")], make_project(tmp_path / "project"), str(tmp_path / "work"), lean)
+    assert stop.value.code == 2 and "error: lean-dojo could not trace" in capfd.readouterr().err
+
+
+@needs_lean
+def test_no_process_outlives_the_one_that_started_it(stand_in, lean, tmp_path):
+    theorem = dojo.trace_problems([(*problem("a"), "")], make_project(tmp_path / "project"), str(tmp_path / "work"), lean)[problem("a")]
+    code = f"""import sys; sys.path.insert(0, {HERE!r})
+from real import dojo
+dojo.judge_with_dojo([({problem("a")[0]!r}, {problem("a")[1]!r}, "\\n  exact id -- hang")], {theorem!r}, 60, None)"""
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    while not stand_in("run") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = int(stand_in("open")[0].split()[3])
+    os.kill(child, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+            with open(f"/proc/{child}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    break
+        except OSError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the Dojo's process is still there")
+
+
+# ---- against the installed lean-dojo ----
+
+@pytest.fixture(scope="module")
+def lean_dojo(tmp_path_factory):
+    if importlib.util.find_spec("lean_dojo") is None:
+        pytest.skip("lean-dojo is not installed")
+    os.environ["CACHE_DIR"], os.environ["DISABLE_REMOTE_CACHE"] = str(tmp_path_factory.mktemp("lean_dojo") / "cache"), "1"
+    try:
+        return importlib.import_module("lean_dojo")
+    finally:
+        del os.environ["CACHE_DIR"], os.environ["DISABLE_REMOTE_CACHE"]
+
+
+def test_every_call_binds(lean_dojo):
+    inspect.signature(lean_dojo.trace).bind("repo", build_deps=False)
+    inspect.signature(lean_dojo.is_available_in_cache).bind("repo")
+    inspect.signature(lean_dojo.LeanGitRepo.from_path).bind("folder")
+    inspect.signature(lean_dojo.Theorem).bind("repo", "Problems/P00001.lean", "name")
+    inspect.signature(lean_dojo.Dojo).bind("theorem", timeout=600)
+    inspect.signature(lean_dojo.Dojo.run_tac).bind("self", "state", "tactic")
+    for name in ("DojoInitError", "DojoCrashError", "DojoTacticTimeoutError"):
+        assert issubclass(getattr(lean_dojo, name), Exception)
+    assert lean_dojo.LeanError("x").error == "x" and lean_dojo.TacticState("⊢ p", 0).pp == "⊢ p"
+    assert {"DISABLE_REMOTE_CACHE", "CACHE_DIR", "TMP_DIR"} <= set(vars(importlib.import_module("lean_dojo.constants")))
+    source = inspect.getsource(importlib.import_module("lean_dojo.interaction.dojo"))
+    assert 'json.dumps({"sid": tsid, "cmd": tactic}, ensure_ascii=False)' in source and "self.proc.sendline(req)" in source
+
+
+@needs_lean
+def test_lean_dojo_reads_the_repo_of_the_problems(lean_dojo, stand_in, lean, tmp_path):
+    folder, path, name = dojo.trace_problems([(*problem("a"), "")], make_project(tmp_path / "project"), str(tmp_path / "work"), lean)[problem("a")]
+    repo = lean_dojo.LeanGitRepo.from_path(folder)
+    assert repo.exists() and repo.lean_version == "v4.9.0" and not lean_dojo.is_available_in_cache(repo)
+    assert [one["name"] for one in repo.get_config("lake-manifest.json")["packages"]] == ["mathlib", "batteries"]
+    assert str(repo.get_cache_dirname()) == f"gitpython-{os.path.basename(folder)}-{repo.commit}"
+    assert lean_dojo.Theorem(repo, path, name).full_name == "a"
+
+
+FAKE_LEAN = """
+import json, os, sys
+while True:
+    text = json.loads(sys.stdin.readline())["cmd"]
+    if "die" in text: os.kill(os.getpid(), 9)
+    if "leave" in text: sys.exit(1)
+    if "hang" in text: import time; time.sleep(100)
+    answer = {"sid": 1, "tacticState": "no goals", "error": None}
+    if "goal" in text: answer["tacticState"] = "case a\\np : Prop\\n⊢ p"
+    if "odd" in text: answer["tacticState"] = "case a\\n⊢ ⊢ p"
+    if "wrong" in text: answer = {"sid": None, "tacticState": None, "error": "unknown identifier"}
+    if "given_up" in text: answer = {"sid": None, "tacticState": None, "error": "proof contains `sorry`"}
+    if "size" in text: answer = {"sid": None, "tacticState": None, "error": str(len(text))}
+    print("REPL>", json.dumps(answer), flush=True)
+"""
+
+
+@pytest.mark.parametrize("text, kind, message", [
+    ("(\n  exact h\n)", "accepted", ""), ("goal", "rejected", "unsolved goals\ncase a\np : Prop\n⊢ p"), ("odd", "rejected", "unsolved goals"),
+    ("wrong", "rejected", "unknown identifier"), ("given_up", "rejected", "sorry"), ("die", "crash", ""), ("leave", "crash", ""),
+    ("hang", "timeout", ""), ("size" + "x" * (4095 - len('{"sid": 0, "cmd": "size"}')), "rejected", str(4099 - len('{"sid": 0, "cmd": "size"}')))])
+def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, kind, message):
+    """lean-dojo's Dojo and its terminal, with a script in Lean's place that answers as Lean4Repl.lean does."""
+    pexpect = pytest.importorskip("pexpect")
+    one = object.__new__(lean_dojo.Dojo)
+    one.proc = pexpect.spawn(sys.executable, ["-c", FAKE_LEAN], timeout=3 if kind == "timeout" else 20, maxread=1, encoding="utf-8", echo=False)
+    try:
+        found = dojo.try_tactic(lean_dojo, one, lean_dojo.TacticState("⊢ p", 0), text)
+        assert found[0] == kind and message in found[1]
+    finally:
+        one.proc.close(force=True)
