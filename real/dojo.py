@@ -3,7 +3,7 @@
     pip install lean-dojo==2.2.0      (Python up to 3.12.0; also git, and elan from https://lean-lang.org)
     python verify.py samples.jsonl --out verified.jsonl --verifier lean-dojo --project FOLDER --lean "lake env lean"
 
-Versions: lean-dojo 2.1 and 2.2 serve Lean up to 4.11 (DeepSeek-Prover-V1.5 uses 4.9). lean-dojo 4.20.0 cannot trace these,
+Versions: lean-dojo 2.1.3 and 2.2.0 serve Lean up to 4.11 (DeepSeek-Prover-V1.5 uses 4.9). lean-dojo 4.20.0 cannot trace these,
 and from Lean 4.12 on none of them runs tactics. FOLDER is a Lake project that requires Mathlib, with its lake-manifest.json.
 
 1. Each problem becomes a file Problems/P00001.lean, its statement + ` sorry`, of a small git repo with FOLDER's packages.
@@ -69,12 +69,12 @@ def check_dojo(project):
     found = re.fullmatch(r"leanprover/lean4:v?(\d+)\.(\d+)\.\d+(-rc\d+)?", toolchain)
     if not found:
         fail(f"{project}/lean-toolchain says '{toolchain}'; lean-dojo reads releases such as leanprover/lean4:v4.9.0")
-    lean, release = tuple(map(int, found.group(1, 2))), tuple(map(int, re.findall(r"\d+", dojo)[:2]))
+    lean, release = tuple(map(int, found.group(1, 2))), tuple(map(int, re.findall(r"\d+", dojo)[:3]))
     if lean < (4, 3):
         fail(f"{project} is on {toolchain}, but lean-dojo begins at Lean 4.3; leave --verifier out")
-    if lean >= (4, 12) and release <= (4, 20):  # from here on Lean gives a running tactic an empty standard input
+    if lean >= (4, 12) and release <= (4, 20, 0):  # from here on Lean gives a running tactic an empty standard input
         fail(f"{project} is on {toolchain}, but lean-dojo {dojo} runs no tactics from Lean 4.12 on; leave --verifier out")
-    if lean < (4, 12) and not (2, 1) <= release < (3, 0):  # 4.20.0's ExtractData.lean calls what came after Lean 4.11
+    if lean < (4, 12) and not (2, 1, 3) <= release < (3, 0, 0):  # 4.20.0's ExtractData.lean calls what came after Lean 4.11
         fail(f"{project} is on {toolchain}, which lean-dojo {dojo} cannot trace; pip install lean-dojo==2.2.0")
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_check_passes_and_each_lack_has_its_sentence(commands, tmp_path, monkeyp
 @pytest.mark.parametrize("toolchain, release, words", [
     ("leanprover/lean4:v4.9.0", "2.2.0", None), ("leanprover/lean4:4.11.0", "2.1.3", None), ("leanprover/lean4:v4.9.0-rc1", "2.2.0", None),
     ("leanprover/lean4:v4.26.0", "4.21.0", None),  # a later release may mend it
-    ("leanprover/lean4:v4.9.0", "4.20.0", "cannot trace"), ("leanprover/lean4:v4.9.0", "2.0.3", "cannot trace"),
+    ("leanprover/lean4:v4.9.0", "4.20.0", "cannot trace"), ("leanprover/lean4:v4.9.0", "2.1.0", "cannot trace"),
     ("leanprover/lean4:v4.12.0-rc1", "2.2.0", "runs no tactics"), ("leanprover/lean4:v4.20.0", "4.20.0", "runs no tactics"),
     ("leanprover/lean4:v4.35.0", "4.20.0", "runs no tactics"), ("leanprover/lean4:v4.2.0", "2.2.0", "begins at Lean 4.3"),
     ("leanprover/lean4:nightly-2024-06-01", "2.2.0", "reads releases"), ("stable", "2.2.0", "reads releases")])
@@ -446,3 +447,83 @@ def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, kind, message):
         assert found[0] == kind and message in found[1]
     finally:
         one.proc.close(force=True)
+
+
+FAKE_LAKE = """#!{python}
+import json, os, sys
+sys.path.insert(0, {root!r})
+import verify
+assert sys.argv[1:5] == ["env", "lean", "--threads=1", "--memory=16384"], sys.argv
+with open(sys.argv[5], encoding="utf-8") as file:
+    text = file.read()
+assert text.startswith("import Lean4Repl\\n") and os.path.exists("Lean4Repl.lean")
+before, _, statement = text.partition("set_option maxHeartbeats 0 in\\n")
+statement, proof, _ = statement.partition("by\\n  lean_dojo_repl\\n  sorry\\n")
+assert proof
+command, env, header = verify.find_lean("auto")
+verify.AXIOMS = verify.AXIOMS | {{"sorryAx", "String"}}
+def say(**answer):
+    print("REPL>", json.dumps({{"sid": None, "tacticState": None, "error": None, **answer}}, ensure_ascii=False), flush=True)
+say(sid=0, tacticState="p q r : Prop\\n⊢ p → p")
+while True:
+    tactic = json.loads(sys.stdin.readline())["cmd"]
+    if "-- die" in tactic: os._exit(137)
+    if "-- hang" in tactic: import time; time.sleep(1000)
+    key = header, statement + "by", "\\n (" + tactic[2 if tactic[1] == " " else 1:]
+    verdict, message, _ = verify.judge_batch([key], (command, env), 60)[key]
+    if verdict == "proved": say(sid=1, tacticState="no goals")
+    elif message.startswith("unsolved goals"): say(sid=2, tacticState="p q r : Prop\\n⊢ p → p")
+    else: say(error=message)
+"""
+
+
+def syntax(kind, *args):
+    return {"node": {"info": "none", "kind": kind, "args": list(args)}}
+
+
+def trace_by_hand(folder, path, name, cache):
+    """What `trace` would leave in lean-dojo's cache for one file: Lean's syntax tree of it, written by hand."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    traced = os.path.join(cache, f"gitpython-{os.path.basename(folder)}-{commit}", os.path.basename(folder))
+    shutil.copytree(folder, traced)
+    with open(os.path.join(folder, path), encoding="utf-8") as file:
+        text = file.read()
+
+    def word(kind, part, **more):
+        at = len(text[:text.rindex(part)].encode())
+        info = {"original": {"leading": "", "pos": at, "trailing": " ", "endPos": at + len(part.encode())}}
+        return {kind: {"info": info, "val": part, **more}}
+    command = "Lean.Parser.Command."
+    tree = syntax(command + "declaration", syntax(command + "declModifiers"), syntax(
+        command + "theorem", word("atom", "theorem"), syntax(command + "declId", word("ident", name, rawVal=name, preresolved=[])),
+        syntax(command + "declSig", word("atom", "(p q r : Prop) : p → p")),
+        syntax(command + "declValSimple", word("atom", ":="), syntax("Lean.Parser.Term.byTactic", word("atom", "by"), word("atom", "sorry")))))
+    stem = os.path.join(traced, ".lake/build/ir", path[:-len(".lean")])
+    os.makedirs(os.path.dirname(stem))
+    with open(stem + ".ast.json", "w", encoding="utf-8") as file:
+        json.dump({"commandASTs": [syntax("Lean.Parser.Module.header"), tree], "tactics": [], "premises": []}, file)
+    for empty in (stem + ".dep_paths", os.path.join(traced, "Lean4Repl.lean")):
+        open(empty, "w").close()
+
+
+@needs_lean
+def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path, monkeypatch):
+    """All of lean-dojo's own Dojo runs: repo, cache, syntax tree, rewritten file, terminal. A script stands in for `lake env lean`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "lake").write_text(FAKE_LAKE.format(python=sys.executable, root=HERE), encoding="utf-8")
+    os.chmod(tmp_path / "bin" / "lake", 0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "cache"))
+    project, work = make_project(tmp_path / "project"), str(tmp_path / "work")
+    with monkeypatch.context() as one:
+        one.setattr(dojo, "start_child", lambda *words: subprocess.Popen(["true"], stdin=subprocess.PIPE))
+        theorem = dojo.trace_problems([problem("hello")], project, work, lean)[problem("hello")]
+    trace_by_hand(*theorem, str(tmp_path / "cache"))
+    assert dojo.trace_problems([problem("hello")], project, work, lean) == {problem("hello"): theorem}  # found in lean-dojo's cache
+    proofs = {"\n  intro h\n  exact h": "proved", " intro h; exact h": "proved", "\n  intro h": "rejected", "\n  exact no_such": "rejected",
+              "\n  exact sorry": "rejected", "\n  exact id -- hang": "timeout", "\n  exact id -- die": "error", "\n  exact id": "proved"}
+    verdicts = dojo.judge_with_dojo([(*problem("hello"), proof) for proof in proofs], theorem, 4, lean)
+    assert {key[2]: verdict for key, (verdict, _, _) in verdicts.items()} == proofs, verdicts
+    assert verdicts[(*problem("hello"), "\n  intro h")][1] == "unsolved goals\np q r : Prop\n⊢ p → p"
+    nothing = dojo.judge_with_dojo([(*problem("hello"), "\n  exact id")], (theorem[0], theorem[1], "no_such_theorem"), 4, lean)
+    assert "Failed to locate the theorem" in nothing[(*problem("hello"), "\n  exact id")][1]
