@@ -114,7 +114,10 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
     A theorem is (folder of the repo, file, name). Statements that Lean does not accept are left out."""
     import verify
     from advantage import fail
-    problems, content = sorted({key[:2] for key in keys}), [LAKEFILE]
+    problems, content, names = sorted({key[:2] for key in keys}), [LAKEFILE], {}
+    for problem in problems:
+        with contextlib.suppress(ValueError):
+            names[problem] = verify.theorem_name(problem[1])
     for name in TAKEN_OVER:
         with open(os.path.join(project, name), encoding="utf-8") as file:
             content.append(file.read())
@@ -123,10 +126,10 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
     if not os.path.isdir(folder):
         os.makedirs(work_dir, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=work_dir) as part:  # moved when complete: never half a repo
-            write_repo(os.path.join(part, "repo"), problems, project, lean, timeout, workers)
+            write_repo(os.path.join(part, "repo"), list(names), project, lean, timeout, workers)
             os.rename(os.path.join(part, "repo"), folder)
-    files = {problem: f"Problems/P{number:05}.lean" for number, problem in enumerate(problems, 1)}
-    theorems = {problem: (folder, path, verify.theorem_name(problem[1])) for problem, path in files.items()
+    files = {problem: f"Problems/P{number:05}.lean" for number, problem in enumerate(names, 1)}
+    theorems = {problem: (folder, path, names[problem]) for problem, path in files.items()
                 if os.path.exists(os.path.join(folder, path))}
     if theorems:
         child = start_child("trace", folder)
@@ -172,19 +175,32 @@ def stop_child(child):
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def ask(child, text, seconds):
+def ask(child, text, seconds, stop):
     """The child's next line [kind, message]: its answer to text, or to having been started (None)."""
+    deadline = time.monotonic() + seconds
     try:
         if text is not None:
             child.stdin.write(json.dumps(text).encode() + b"\n")
-        if not select.select([child.stdout], [], [], seconds)[0]:
-            return ["timeout", f"no answer from lean-dojo within {seconds:g} s"]
+        while not select.select([child.stdout], [], [], 0.2)[0]:
+            if time.monotonic() > deadline or stop and stop.is_set():
+                return ["timeout", f"no answer from lean-dojo within {seconds:g} s"]
         return json.loads(child.stdout.readline())
     except (OSError, ValueError):
         return ["crash", "its process ended"]
 
 
-def judge_with_dojo(batch, theorem, timeout, lean):
+def judge_with(theorems):
+    """A `judge` for verify.verify_stream in the place of judge_batch; theorems from trace_problems."""
+    def judge(batch, lean, timeout, stop=None):
+        verdicts = {}
+        for problem in dict.fromkeys(key[:2] for key in batch):
+            group = [key for key in batch if key[:2] == problem]
+            verdicts.update(judge_with_dojo(group, theorems.get(problem), timeout, lean, stop))
+        return verdicts
+    return judge
+
+
+def judge_with_dojo(batch, theorem, timeout, lean, stop=None):
     """verify.judge_batch's answer for the keys (header, statement, proof) of one problem; theorem as in trace_problems, or None.
 
     After a timeout or a crash the next candidate gets a new Dojo. The one that crashed it is tried there once more."""
@@ -193,12 +209,14 @@ def judge_with_dojo(batch, theorem, timeout, lean):
     verdicts, spent, child, opened = {}, dict.fromkeys(tactics, 0.0), None, None
     try:
         for key in (key for key in tactics if tactics[key]):
+            if stop and stop.is_set():
+                return verdicts
             started = time.monotonic()
             for attempt in (1, 2):
                 if child is None:
                     child = start_child("judge", *theorem, max(OPEN_SECONDS, int(timeout) + 60))
-                    opened = ask(child, None, OPEN_SECONDS + 60)
-                kind, message = ask(child, tactics[key], timeout) if opened[0] == "open" else ("closed", opened[1])
+                    opened = ask(child, None, OPEN_SECONDS + 60, stop)
+                kind, message = ask(child, tactics[key], timeout, stop) if opened[0] == "open" else ("closed", opened[1])
                 if kind in ("timeout", "crash"):
                     stop_child(child)
                     child = None
@@ -215,7 +233,7 @@ def judge_with_dojo(batch, theorem, timeout, lean):
         if child:
             stop_child(child)
     rest = [key for key in tactics if key not in verdicts]
-    for key, (verdict, message, seconds) in (verify.judge_batch(rest, lean, timeout) if rest else {}).items():
+    for key, (verdict, message, seconds) in (verify.judge_batch(rest, lean, timeout, stop) if rest else {}).items():
         verdicts[key] = verdict, message, spent[key] + seconds
     return verdicts
 

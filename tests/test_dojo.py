@@ -1,4 +1,6 @@
-"""python -m pytest tests/test_dojo.py   (a stand-in for lean-dojo with the wheel's Lean; with lean-dojo installed, its API too)"""
+"""python -m pytest tests/test_dojo.py
+
+lean-dojo's place is taken by a stand-in whose Dojo is the wheel's Lean; with lean-dojo installed, its own Dojo runs as well."""
 import importlib.metadata
 import importlib.util
 import inspect
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -20,10 +23,10 @@ from real import dojo  # noqa: E402
 from tests.test_verify import PROOFS, WRONG, needs_lean, row  # noqa: E402
 
 MANIFEST = {"version": 7, "packagesDir": ".lake/packages", "name": "own", "lakeDir": ".lake", "packages": [
-    {"url": "https://github.com/leanprover-community/mathlib4", "type": "git", "subDir": None, "rev": "b" * 40, "name": "mathlib",
-     "manifestFile": "lake-manifest.json", "inputRev": "v4.9.0", "inherited": False, "configFile": "lakefile.lean"},
-    {"url": "https://github.com/leanprover-community/batteries", "type": "git", "subDir": None, "rev": "c" * 40, "name": "batteries",
-     "manifestFile": "lake-manifest.json", "inputRev": "main", "inherited": True, "configFile": "lakefile.lean"}]}
+    {"url": "https://github.com/leanprover-community/mathlib4", "type": "git", "subDir": None, "rev": "b" * 40,
+     "name": "mathlib", "inputRev": "v4.9.0", "inherited": False},
+    {"url": "https://github.com/leanprover-community/batteries", "type": "git", "subDir": None, "rev": "c" * 40,
+     "name": "batteries", "inputRev": "main", "inherited": True}]}
 
 
 def make_project(folder, toolchain="leanprover/lean4:v4.9.0", manifest=MANIFEST):
@@ -62,16 +65,16 @@ def test_longest_line_that_the_terminal_takes():
 
 @needs_lean
 def test_block_is_proved_wherever_the_plain_proof_is():
-    command, env, header = verify.find_lean("auto")
-    lean = [*command, "-DmaxHeartbeats=200000"], env
-    extra = [("p → p", " intro h; exact h;"), ("p → p", " exact (\n  fun h => h)"), ("p → p", " intro h\n  exact h"),
-             ("p → p", " have a : p → p := by\n    intro h\n    exact h\n" + 47 * " " + "exact a"), ("p → p", "\n  exact id -- so")]
+    lean = verify.find_lean("auto")
+    extra = [" intro h; exact h;", " exact (\n  fun h => h)", " intro h\n  exact h", "\n  exact id -- so",
+             " have a : p → p := by\n    intro h\n    exact h\n" + 47 * " " + "exact a"]
     plain, blocks = [], []
-    for goal, proof in PROOFS + WRONG + extra:
+    for goal, proof in PROOFS + WRONG + [("p → p", proof) for proof in extra]:
         statement = row(goal, proof)["statement"]
         if "```" not in proof and (block := dojo.as_tactic(statement, proof)):
-            plain.append((header, statement, proof))
-            blocks.append((header, statement, f"\n {block[0]}{block[2 if block[1] == ' ' else 1:]}"))  # Lean wants column 1 in a file
+            plain.append((lean.header, statement, proof))
+            moved = f"\n {block[0]}{block[2 if block[1] == ' ' else 1:]}"  # in a file Lean takes no tactic at column 0
+            blocks.append((lean.header, statement, moved))
     first, second = verify.judge_batch(plain, lean, 60), verify.judge_batch(blocks, lean, 60)
     pairs = [(first[one][0], second[other][0]) for one, other in zip(plain, blocks)]
     assert ("proved", "rejected") not in pairs and {one for pair in pairs for one in pair} == {"proved", "rejected"}
@@ -124,7 +127,8 @@ def test_check_passes_and_each_lack_has_its_sentence(commands, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("toolchain, release, words", [
-    ("leanprover/lean4:v4.9.0", "2.2.0", None), ("leanprover/lean4:4.11.0", "2.1.3", None), ("leanprover/lean4:v4.9.0-rc1", "2.2.0", None),
+    ("leanprover/lean4:v4.9.0", "2.2.0", None), ("leanprover/lean4:4.11.0", "2.1.3", None),
+    ("leanprover/lean4:v4.9.0-rc1", "2.2.0", None),
     ("leanprover/lean4:v4.26.0", "4.21.0", None),  # a later release may mend it
     ("leanprover/lean4:v4.9.0", "4.20.0", "cannot trace"), ("leanprover/lean4:v4.9.0", "2.1.0", "cannot trace"),
     ("leanprover/lean4:v4.12.0-rc1", "2.2.0", "runs no tactics"), ("leanprover/lean4:v4.20.0", "4.20.0", "runs no tactics"),
@@ -142,7 +146,7 @@ def test_versions_that_are_known_to_fail_are_refused(commands, tmp_path, monkeyp
 # ---- a stand-in for lean-dojo whose Dojo is the wheel's Lean without the axiom check ----
 
 STAND_IN = '''
-    import os, re, subprocess, sys, time
+    import json, os, re, subprocess, sys, time
     from dataclasses import dataclass
     sys.path.insert(0, os.environ["PROJECT_ROOT"])
     import verify
@@ -170,8 +174,9 @@ STAND_IN = '''
             self.url, self.commit = url, commit
         @classmethod
         def from_path(cls, path):
-            assert subprocess.run(["git", "status", "--porcelain"], cwd=path, capture_output=True, text=True, check=True).stdout == ""
-            return cls(path, subprocess.run(["git", "rev-parse", "HEAD"], cwd=path, capture_output=True, text=True, check=True).stdout.strip())
+            git = lambda *words: subprocess.run(["git", *words], cwd=path, capture_output=True, text=True, check=True).stdout
+            assert git("status", "--porcelain") == ""
+            return cls(path, git("rev-parse", "HEAD").strip())
 
     def is_available_in_cache(repo):
         return os.path.exists(os.path.join(CACHE, repo.commit))
@@ -195,15 +200,15 @@ STAND_IN = '''
                 raise DojoInitError("Unexpected EOF")
             start = text.index("theorem ")
             self.header, self.statement = text[:start], re.sub(r" sorry\\n\\Z", "", text[start:])
-            command, env, _ = verify.find_lean("auto")
-            self.lean = command + ["-DmaxHeartbeats=200000"], env
+            self.lean = verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
             os.chdir("/")
             return self, TacticState(self.statement)
         def __exit__(self, *error):
             pass
         def run_tac(self, state, tactic):
             log("run", repr(tactic))
-            if "-- crash" in tactic or "-- once" in tactic and sum("-- once" in line for line in open(LOG, encoding="utf-8")) < 2:
+            first = sum("-- once" in line for line in open(LOG, encoding="utf-8")) < 2
+            if "-- crash" in tactic or "-- once" in tactic and first:
                 raise DojoCrashError("Unexpected EOF")
             if "-- die" in tactic:
                 os._exit(9)
@@ -231,13 +236,16 @@ def stand_in(tmp_path, monkeypatch):
                         ("CACHE_DIR", tmp_path / "cache"), ("GITHUB_ACCESS_TOKEN", "secret")):
         monkeypatch.setenv(name, str(value))
     (tmp_path / "log").write_text("")
-    return lambda word: [line for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines() if line.startswith(word)]
+    log = tmp_path / "log"
+    return lambda word: [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith(word)]
 
 
 @pytest.fixture(scope="module")
 def lean():
-    command, env, _ = verify.find_lean("auto")
-    return [*command, "-DmaxHeartbeats=200000"], env
+    """The wheel's Lean; what find_lean said of it is passed on to the stand-ins, so that none of them tries it out again."""
+    os.environ["FOUND_LEAN"] = json.dumps(verify.find_lean("auto"))
+    yield verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
+    del os.environ["FOUND_LEAN"]
 
 
 def problem(name, goal="p → p"):
@@ -257,24 +265,15 @@ def judge(problem, proofs, lean, tmp_path, timeout=60):
 def test_verdicts_are_those_of_the_main_path(stand_in, lean, tmp_path):
     cheats = ["\n  sorry", "\n  exact sorryAx _ true", "\n  native_decide", "\n  skip\nend", "\n  exact id\n```\nSo it holds."]
     rows = [row(*one) for one in PROOFS + WRONG] + [row("p → q", proof) for proof in cheats]
-    rows += [{"statement": "theorem bad (p : Prop) : no_such p := by", "completion": "\n  trivial"}]
-    keys, expected = {}, verify.verify_rows(rows, progress=False)
-    for one in rows:  # as verify.py does: the filter first, then the distinct keys
-        proof, reason = verify.proof_text(one)
-        if reason is None:
-            keys[verify.TOY_HEADER, one["statement"], proof] = None
-    project = make_project(tmp_path / "project")
-    theorems = dojo.trace_problems(keys, project, str(tmp_path / "work"), lean)
-    groups, verdicts = {}, {}
-    for key in keys:
-        groups.setdefault(key[:2], []).append(key)
-    for one, group in groups.items():
-        verdicts.update(dojo.judge_with_dojo(group, theorems.get(one), 60, lean))
-    assert len(theorems) == len(groups) - 1 and len(stand_in("open")) == len(theorems)  # `bad` is not traced; a Dojo per theorem
-    for one, other in zip(rows, expected):
-        proof, reason = verify.proof_text(one)
-        found = verdicts[verify.TOY_HEADER, one["statement"], proof][0] if reason is None else "rejected"
-        assert found == other["verdict"], (one, other)
+    rows += [{"statement": statement, "completion": "\n  trivial"} for statement in
+             ("theorem bad (p : Prop) : no_such p := by", "example : True := by")]
+    expected = verify.verify_rows(rows, progress=False)
+    problems = {(verify.TOY_HEADER, one["statement"]) for one in rows}
+    theorems = dojo.trace_problems(problems, make_project(tmp_path / "project"), str(tmp_path / "work"), lean)
+    assert len(theorems) == len(problems) - 2  # `bad` and the one without a name are not traced
+    found = verify.verify_rows(rows, lean, progress=False, judge=dojo.judge_with(theorems))
+    for one, other in zip(found, expected):
+        assert (one["verdict"], one["reward"]) == (other["verdict"], other["reward"]) and set(one) == set(other), (one, other)
     assert not [line for line in stand_in("run") if "where" in line or "sorry'" in line]
     assert {line.split()[-1] for line in stand_in("open")} == {"None"}  # no GitHub token where nothing is fetched
 
@@ -290,7 +289,7 @@ def test_what_lean_dojo_accepts_without_an_axiom_check_is_not_proved(stand_in, l
 
 @needs_lean
 def test_timeouts_and_deaths_concern_one_candidate(stand_in, lean, tmp_path):
-    proofs = ["\n  exact id -- hang", "\n  exact id", "\n  exact id -- die", "\n  exact id -- once", "\n  exact id -- crash", "\n  intro h\n  exact h"]
+    proofs = ["\n  exact id" + comment for comment in (" -- hang", "", " -- die", " -- once", " -- crash", " -- last")]
     started = time.monotonic()
     verdicts = judge(problem("thm"), proofs, lean, tmp_path, timeout=3)
     assert [verdict for verdict, _ in verdicts] == ["timeout", "proved", "error", "proved", "error", "proved"]
@@ -304,15 +303,27 @@ def test_timeouts_and_deaths_concern_one_candidate(stand_in, lean, tmp_path):
 
 
 @needs_lean
+def test_a_run_that_is_stopped_does_not_wait_for_its_dojo(stand_in, lean, tmp_path):
+    project, keys = make_project(tmp_path / "project"), [(*problem("a"), "\n  exact id -- hang"), (*problem("a"), "\n  exact id")]
+    judge, stop = dojo.judge_with(dojo.trace_problems(keys, project, str(tmp_path / "work"), lean)), threading.Event()
+    timer = threading.Timer(2, stop.set)
+    timer.start()
+    started = time.monotonic()
+    verdicts = judge(keys, lean, 100, stop)
+    assert time.monotonic() - started < 20 and keys[1] not in verdicts
+
+
+@needs_lean
 def test_where_and_long_lines_take_the_main_path(stand_in, lean, tmp_path):
-    long = "\n  exact id -- " + "x" * 4096
-    assert [verdict for verdict, _ in judge(problem("thm"), ["\n  exact aux\nwhere\n  aux (h : p) : p := h", long], lean, tmp_path)] == ["proved"] * 2
+    proofs = ["\n  exact aux\nwhere\n  aux (h : p) : p := h", "\n  exact id -- " + "x" * 4096]
+    assert [verdict for verdict, _ in judge(problem("thm"), proofs, lean, tmp_path)] == ["proved"] * 2
     assert not stand_in("run") and not stand_in("open")
 
 
 @needs_lean
 def test_a_dojo_that_does_not_open_is_an_error_and_not_zero_reward(stand_in, lean, tmp_path):
-    verdicts = judge(problem("no_dojo"), ["\n  exact id", "\n  skip", "\n  exact f\nwhere\n  f (h : p) : p := h"], lean, tmp_path)
+    proofs = ["\n  exact id", "\n  skip", "\n  exact f\nwhere\n  f (h : p) : p := h"]
+    verdicts = judge(problem("no_dojo"), proofs, lean, tmp_path)
     assert [verdict for verdict, _ in verdicts] == ["error", "error", "proved"]
     assert verdicts[0][1].startswith("bad statement: ") and "DojoInitError: Unexpected EOF" in verdicts[0][1]
     assert len(stand_in("open")) == 1
@@ -326,9 +337,12 @@ def test_problems_become_one_clean_repo_traced_once(stand_in, lean, tmp_path):
     assert dojo.trace_problems(reversed(keys), project, work, lean) == theorems
     folder = theorems[problem("a")][0]
     assert sorted(theorems.values()) == [(folder, "Problems/P00001.lean", "a"), (folder, "Problems/P00002.lean", "b")]
-    git = lambda *words: subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout  # noqa: E731
+
+    def git(*words, cwd=folder):
+        return subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, check=True).stdout
     assert git("status", "--porcelain") == "" and git("rev-list", "--count", "HEAD") == "1\n"
-    assert git("ls-files").split() == ["Problems/P00001.lean", "Problems/P00002.lean", "lake-manifest.json", "lakefile.lean", "lean-toolchain"]
+    assert git("ls-files").split() == ["Problems/P00001.lean", "Problems/P00002.lean", "lake-manifest.json", "lakefile.lean",
+                                       "lean-toolchain"]
     with open(os.path.join(folder, "Problems/P00002.lean"), encoding="utf-8") as file:
         assert file.read() == verify.TOY_HEADER + "theorem b (p q r : Prop) : p → p := by sorry\n"
     with open(os.path.join(folder, "lakefile.lean"), encoding="utf-8") as file:
@@ -337,7 +351,7 @@ def test_problems_become_one_clean_repo_traced_once(stand_in, lean, tmp_path):
         'require «mathlib» from git "https://github.com/leanprover-community/mathlib4" @ "v4.9.0"']
     assert stand_in("trace") == [f"trace {git('rev-parse', 'HEAD').strip()} build_deps False cwd {work} offline 1"]
     again = dojo.trace_problems(keys, project, str(tmp_path / "elsewhere"), lean)[problem("a")][0]
-    assert subprocess.run(["git", "rev-parse", "HEAD"], cwd=again, capture_output=True, text=True).stdout == git("rev-parse", "HEAD")
+    assert git("rev-parse", "HEAD", cwd=again) == git("rev-parse", "HEAD")
     assert len(stand_in("trace")) == 1  # the same content is the same commit
     make_project(project, "leanprover/lean4:v4.10.0")
     assert dojo.trace_problems(keys, project, work, lean)[problem("a")][0] != folder and len(stand_in("trace")) == 2
@@ -353,7 +367,8 @@ def test_a_trace_that_fails_ends_with_a_sentence(stand_in, lean, tmp_path, monke
 
 @needs_lean
 def test_no_process_outlives_the_one_that_started_it(stand_in, lean, tmp_path):
-    theorem = dojo.trace_problems([(*problem("a"), "")], make_project(tmp_path / "project"), str(tmp_path / "work"), lean)[problem("a")]
+    project, work = make_project(tmp_path / "project"), str(tmp_path / "work")
+    theorem = dojo.trace_problems([problem("a")], project, work, lean)[problem("a")]
     code = f"""import sys; sys.path.insert(0, {HERE!r})
 from real import dojo
 dojo.judge_with_dojo([({problem("a")[0]!r}, {problem("a")[1]!r}, "\\n  exact id -- hang")], {theorem!r}, 60, None)"""
@@ -408,7 +423,8 @@ def test_every_call_binds(lean_dojo):
 
 @needs_lean
 def test_lean_dojo_reads_the_repo_of_the_problems(lean_dojo, stand_in, lean, tmp_path):
-    folder, path, name = dojo.trace_problems([(*problem("a"), "")], make_project(tmp_path / "project"), str(tmp_path / "work"), lean)[problem("a")]
+    project, work = make_project(tmp_path / "project"), str(tmp_path / "work")
+    folder, path, name = dojo.trace_problems([problem("a")], project, work, lean)[problem("a")]
     repo = lean_dojo.LeanGitRepo.from_path(folder)
     assert repo.exists() and repo.lean_version == "v4.9.0" and not lean_dojo.is_available_in_cache(repo)
     assert [one["name"] for one in repo.get_config("lake-manifest.json")["packages"]] == ["mathlib", "batteries"]
@@ -434,14 +450,16 @@ while True:
 
 
 @pytest.mark.parametrize("text, kind, message", [
-    ("(\n  exact h\n)", "accepted", ""), ("goal", "rejected", "unsolved goals\ncase a\np : Prop\n⊢ p"), ("odd", "rejected", "unsolved goals"),
-    ("wrong", "rejected", "unknown identifier"), ("given_up", "rejected", "sorry"), ("die", "crash", ""), ("leave", "crash", ""),
-    ("hang", "timeout", ""), ("size" + "x" * (4095 - len('{"sid": 0, "cmd": "size"}')), "rejected", str(4099 - len('{"sid": 0, "cmd": "size"}')))])
+    ("(\n  exact h\n)", "accepted", ""), ("goal", "rejected", "unsolved goals\ncase a\np : Prop\n⊢ p"),
+    ("odd", "rejected", "unsolved goals"), ("wrong", "rejected", "unknown identifier"), ("given_up", "rejected", "sorry"),
+    ("die", "crash", ""), ("leave", "crash", ""), ("hang", "timeout", ""),
+    ("size".ljust(4095 - len('{"sid": 0, "cmd": ""}'), "x"), "rejected", str(4095 - len('{"sid": 0, "cmd": ""}')))])
 def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, kind, message):
     """lean-dojo's Dojo and its terminal, with a script in Lean's place that answers as Lean4Repl.lean does."""
     pexpect = pytest.importorskip("pexpect")
     one = object.__new__(lean_dojo.Dojo)
-    one.proc = pexpect.spawn(sys.executable, ["-c", FAKE_LEAN], timeout=3 if kind == "timeout" else 20, maxread=1, encoding="utf-8", echo=False)
+    one.proc = pexpect.spawn(sys.executable, ["-c", FAKE_LEAN], timeout=3 if kind == "timeout" else 20, maxread=1,
+                             encoding="utf-8", echo=False)
     try:
         found = dojo.try_tactic(lean_dojo, one, lean_dojo.TacticState("⊢ p", 0), text)
         assert found[0] == kind and message in found[1]
@@ -460,7 +478,7 @@ assert text.startswith("import Lean4Repl\\n") and os.path.exists("Lean4Repl.lean
 before, _, statement = text.partition("set_option maxHeartbeats 0 in\\n")
 statement, proof, _ = statement.partition("by\\n  lean_dojo_repl\\n  sorry\\n")
 assert proof
-command, env, header = verify.find_lean("auto")
+lean = verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
 verify.AXIOMS = verify.AXIOMS | {{"sorryAx", "String"}}
 def say(**answer):
     print("REPL>", json.dumps({{"sid": None, "tacticState": None, "error": None, **answer}}, ensure_ascii=False), flush=True)
@@ -469,8 +487,8 @@ while True:
     tactic = json.loads(sys.stdin.readline())["cmd"]
     if "-- die" in tactic: os._exit(137)
     if "-- hang" in tactic: import time; time.sleep(1000)
-    key = header, statement + "by", "\\n (" + tactic[2 if tactic[1] == " " else 1:]
-    verdict, message, _ = verify.judge_batch([key], (command, env), 60)[key]
+    key = lean.header, statement + "by", "\\n (" + tactic[2 if tactic[1] == " " else 1:]
+    verdict, message, _ = verify.judge_batch([key], lean, 60)[key]
     if verdict == "proved": say(sid=1, tacticState="no goals")
     elif message.startswith("unsolved goals"): say(sid=2, tacticState="p q r : Prop\\n⊢ p → p")
     else: say(error=message)
@@ -483,7 +501,8 @@ def syntax(kind, *args):
 
 def trace_by_hand(folder, path, name, cache):
     """What `trace` would leave in lean-dojo's cache for one file: Lean's syntax tree of it, written by hand."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    commit = asked.stdout.strip()
     traced = os.path.join(cache, f"gitpython-{os.path.basename(folder)}-{commit}", os.path.basename(folder))
     shutil.copytree(folder, traced)
     with open(os.path.join(folder, path), encoding="utf-8") as file:
@@ -493,11 +512,12 @@ def trace_by_hand(folder, path, name, cache):
         at = len(text[:text.rindex(part)].encode())
         info = {"original": {"leading": "", "pos": at, "trailing": " ", "endPos": at + len(part.encode())}}
         return {kind: {"info": info, "val": part, **more}}
-    command = "Lean.Parser.Command."
+    command, proof = "Lean.Parser.Command.", syntax("Lean.Parser.Term.byTactic", word("atom", "by"), word("atom", "sorry"))
     tree = syntax(command + "declaration", syntax(command + "declModifiers"), syntax(
-        command + "theorem", word("atom", "theorem"), syntax(command + "declId", word("ident", name, rawVal=name, preresolved=[])),
+        command + "theorem", word("atom", "theorem"),
+        syntax(command + "declId", word("ident", name, rawVal=name, preresolved=[])),
         syntax(command + "declSig", word("atom", "(p q r : Prop) : p → p")),
-        syntax(command + "declValSimple", word("atom", ":="), syntax("Lean.Parser.Term.byTactic", word("atom", "by"), word("atom", "sorry")))))
+        syntax(command + "declValSimple", word("atom", ":="), proof)))
     stem = os.path.join(traced, ".lake/build/ir", path[:-len(".lean")])
     os.makedirs(os.path.dirname(stem))
     with open(stem + ".ast.json", "w", encoding="utf-8") as file:
@@ -508,7 +528,7 @@ def trace_by_hand(folder, path, name, cache):
 
 @needs_lean
 def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path, monkeypatch):
-    """All of lean-dojo's own Dojo runs: repo, cache, syntax tree, rewritten file, terminal. A script stands in for `lake env lean`."""
+    """lean-dojo's own Dojo: repo, cache, syntax tree, rewritten file, terminal. A script stands in for `lake env lean`."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "lake").write_text(FAKE_LAKE.format(python=sys.executable, root=HERE), encoding="utf-8")
     os.chmod(tmp_path / "bin" / "lake", 0o755)
@@ -519,11 +539,13 @@ def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path
         one.setattr(dojo, "start_child", lambda *words: subprocess.Popen(["true"], stdin=subprocess.PIPE))
         theorem = dojo.trace_problems([problem("hello")], project, work, lean)[problem("hello")]
     trace_by_hand(*theorem, str(tmp_path / "cache"))
-    assert dojo.trace_problems([problem("hello")], project, work, lean) == {problem("hello"): theorem}  # found in lean-dojo's cache
-    proofs = {"\n  intro h\n  exact h": "proved", " intro h; exact h": "proved", "\n  intro h": "rejected", "\n  exact no_such": "rejected",
-              "\n  exact sorry": "rejected", "\n  exact id -- hang": "timeout", "\n  exact id -- die": "error", "\n  exact id": "proved"}
+    assert dojo.trace_problems([problem("hello")], project, work, lean) == {problem("hello"): theorem}  # from the cache
+    proofs = {"\n  intro h\n  exact h": "proved", " intro h; exact h": "proved", "\n  intro h": "rejected",
+              "\n  exact no_such": "rejected", "\n  exact sorry": "rejected", "\n  exact id -- hang": "timeout",
+              "\n  exact id -- die": "error", "\n  exact id": "proved"}
     verdicts = dojo.judge_with_dojo([(*problem("hello"), proof) for proof in proofs], theorem, 4, lean)
     assert {key[2]: verdict for key, (verdict, _, _) in verdicts.items()} == proofs, verdicts
     assert verdicts[(*problem("hello"), "\n  intro h")][1] == "unsolved goals\np q r : Prop\n⊢ p → p"
-    nothing = dojo.judge_with_dojo([(*problem("hello"), "\n  exact id")], (theorem[0], theorem[1], "no_such_theorem"), 4, lean)
-    assert "Failed to locate the theorem" in nothing[(*problem("hello"), "\n  exact id")][1]
+    key = *problem("hello"), "\n  exact id"
+    nothing = dojo.judge_with_dojo([key], (theorem[0], theorem[1], "no_such_theorem"), 4, lean)
+    assert nothing[key][0] == "error" and "Failed to locate the theorem" in nothing[key][1]
