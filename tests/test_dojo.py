@@ -146,7 +146,7 @@ def test_versions_that_are_known_to_fail_are_refused(commands, tmp_path, monkeyp
 # ---- a stand-in for lean-dojo whose Dojo is the wheel's Lean without the axiom check ----
 
 STAND_IN = '''
-    import json, os, re, subprocess, sys, time
+    import os, re, subprocess, sys, time
     from dataclasses import dataclass
     sys.path.insert(0, os.environ["PROJECT_ROOT"])
     import verify
@@ -200,7 +200,7 @@ STAND_IN = '''
                 raise DojoInitError("Unexpected EOF")
             start = text.index("theorem ")
             self.header, self.statement = text[:start], re.sub(r" sorry\\n\\Z", "", text[start:])
-            self.lean = verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
+            self.lean = verify.find_lean("auto")
             os.chdir("/")
             return self, TacticState(self.statement)
         def __exit__(self, *error):
@@ -242,10 +242,7 @@ def stand_in(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def lean():
-    """The wheel's Lean; what find_lean said of it is passed on to the stand-ins, so that none of them tries it out again."""
-    os.environ["FOUND_LEAN"] = json.dumps(verify.find_lean("auto"))
-    yield verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
-    del os.environ["FOUND_LEAN"]
+    return verify.find_lean("auto")
 
 
 def problem(name, goal="p → p"):
@@ -478,7 +475,7 @@ assert text.startswith("import Lean4Repl\\n") and os.path.exists("Lean4Repl.lean
 before, _, statement = text.partition("set_option maxHeartbeats 0 in\\n")
 statement, proof, _ = statement.partition("by\\n  lean_dojo_repl\\n  sorry\\n")
 assert proof
-lean = verify.Lean(*json.loads(os.environ["FOUND_LEAN"]))
+lean = verify.find_lean("auto")
 verify.AXIOMS = verify.AXIOMS | {{"sorryAx", "String"}}
 def say(**answer):
     print("REPL>", json.dumps({{"sid": None, "tacticState": None, "error": None, **answer}}, ensure_ascii=False), flush=True)
