@@ -233,10 +233,11 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     header = TOY_HEADER if lean == "auto" else HEADER if header is None else header
     found = Lean(sandbox, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
     messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
-    bad = trouble or next((message["data"] for message in messages if message["severity"] == "error"), None)
-    if bad:
-        fail(f"Lean does not take the header '{''.join(header.splitlines()[:1])}' ({bad.strip()[:300]}); name the project that has "
-             "Mathlib with --project, or pass --header '' where the problems need no library")
+    if trouble:
+        fail(f"Lean does not come through an empty file ({' '.join(trouble.split())}); give it more --memory-gb, or try it: {shlex.join(command)}")
+    if bad := [message["data"] for message in messages if message["severity"] == "error"]:
+        fail(f"Lean does not take the header '{''.join(header.splitlines()[:1])}' ({' '.join(bad[0].split())[:300]}); name the project "
+             "that has Mathlib with --project, or pass --header '' where the problems need no library")
     if found.sign and not any(m["data"] == "seen" for m in run_lean(header.rstrip() + "\n" + SIGN.format("seen"), found, 600)[0]):
         return found._replace(sign="", blind=True)
     return found
@@ -404,6 +405,11 @@ ADDED = ("verdict", "reward", "message", "seconds")
 REWARD = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
 
 
+def header_of(row, lean):
+    """The first lines of the row's file."""
+    return lean.header if lean.fixed else row.get("header", lean.header)
+
+
 def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progress=True, total=None, judge=judge_batch):
     """Yields the rows, in order, with verdict, reward, message and seconds, while `rows` may still be in the making: a batch
     goes to Lean when it is full, and what there is of one when `rows` has no more, or none for the moment (it yields None).
@@ -441,7 +447,7 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
                 for header in list(collected) if idle > 0 else ():
                     submit(header, idle)
             else:
-                header = lean.header if lean.fixed else row.get("header", lean.header)
+                header = header_of(row, lean)
                 proof, verdict = proof_or_verdict(row)
                 key, slot = (header, row["statement"], proof), []
                 if verdict:
@@ -556,18 +562,28 @@ def main():
     args = parser.parse_args()
     if not args.self_test and not (args.rows and args.out):
         fail("give the JSONL of sample.py and --out FILE, or --self-test")
-    total = None
+    total, judge, dojo = None, judge_batch, None
+    if args.verifier == "lean-dojo" and not args.self_test:
+        from real import dojo  # here, not above: it needs what few have installed
+        dojo.check_dojo(args.project or ".")
+        if args.follow:
+            fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
     if not args.self_test and not args.follow:
         total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.self_test:
         from real.self_test import self_test  # here, not above: it imports this file
         return self_test(lean, args.workers, args.batch)
+    if dojo:
+        problems = {(header_of(row, lean), row["statement"]) for row in checked(args.rows)}
+        work = os.path.join(lean.folder, ".lake", "dojo")
+        judge = dojo.judge_with(dojo.trace_problems(problems, lean.folder, work, lean, args.timeout, args.workers))
     part = part_name(args.out, [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier])
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
         with open(part, "a", encoding="utf-8") as file:
-            for row in verify_stream(rows, lean, args.workers, args.batch, args.timeout, total=total and total - len(verdicts)):
+            for row in verify_stream(rows, lean, args.workers, args.batch, args.timeout, total=total and total - len(verdicts),
+                                     judge=judge):
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
                 verdicts.append(row["verdict"])

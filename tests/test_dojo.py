@@ -93,7 +93,8 @@ def commands(tmp_path, monkeypatch):
         os.chmod(tmp_path / "bin" / name, 0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "version_info", (3, 11, 7, "final", 0))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object() if name == "lean_dojo" else find_spec(name, *rest))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.2.0")
     return tmp_path / "bin"
 
@@ -273,6 +274,28 @@ def test_verdicts_are_those_of_the_main_path(stand_in, lean, tmp_path):
         assert (one["verdict"], one["reward"]) == (other["verdict"], other["reward"]) and set(one) == set(other), (one, other)
     assert not [line for line in stand_in("run") if "where" in line or "sorry'" in line]
     assert {line.split()[-1] for line in stand_in("open")} == {"None"}  # no GitHub token where nothing is fetched
+
+
+@needs_lean
+def test_the_command(stand_in, commands, tmp_path, monkeypatch, capsys):
+    """verify.py --verifier lean-dojo from samples to verdicts, traced once for two runs; not with --follow."""
+    rows = [row(*one) for one in PROOFS[:6] + WRONG[:6]] + [row("p → q", "\n  sorry")]
+    (tmp_path / "rows").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    git = shutil.which("git", path=os.defpath)
+    (commands / "git").write_text(f'#!/bin/sh\nexec {git} "$@"\n')
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}:{os.defpath}")
+    words = [str(tmp_path / "rows"), "--out", str(tmp_path / "out"), "--verifier", "lean-dojo", "--project", make_project(tmp_path / "project")]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["verify.py", *words])
+        verify.main()
+        out = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
+        assert [one["verdict"] for one in out] == ["proved"] * 6 + ["rejected"] * 7
+    assert len(stand_in("trace")) == 1 and len(stand_in("accepted")) == 12
+    monkeypatch.setattr(sys, "argv", ["verify.py", *words, "--follow"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        verify.main()
+    assert "leave --follow" in capsys.readouterr().err
 
 
 @needs_lean
