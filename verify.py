@@ -53,53 +53,58 @@ SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'  # goes to stderr at once, in 
 
 # ---- the lexical filter ----
 
-# A command could end the proof and change what comes after it. These words are reserved, so no honest name is among them.
-COMMANDS = set("""theorem lemma def abbrev example axiom opaque constant instance inductive coinductive structure class namespace
-    section end export import variable universe attribute macro macro_rules syntax elab elab_rules notation notation3 infix infixl
-    infixr prefix postfix local scoped private protected public noncomputable unsafe partial nonrec mutual initialize
-    builtin_initialize declare_syntax_cat declare_simp_like_tactic run_cmd run_elab run_meta deriving prelude include omit
-    add_decl_doc register_simp_attr register_option simproc simproc_decl dsimproc dsimproc_decl builtin_simproc unif_hint
-    binder_predicate irreducible_def alias seal unseal grind_pattern add_aesop_rules compile_inductive""".split())
-# Gaps, code that runs while Lean checks, and ways past the kernel: words that are wrong wherever they stand (also written
-# «word»), and names that are wrong in any namespace.
-BANNED_WORDS = set("sorry admit stop native_decide run_tac by_elab implemented_by extern csimp".split())
-BANNED_NAMES = set("""sorryAx ofReduceBool ofReduceNat reduceBool reduceNat trustCompiler lcProof lcUnreachable unsafeCast
-    skipKernelTC""".split())
+# A command could end the proof and change what comes after it. These words (Lean's, Mathlib's, Batteries' and Aesop's, any
+# version) are reserved where they are known, so hardly an honest name is among them. Those with # are refused by the #.
+COMMANDS = set("""theorem lemma def abbrev example axiom opaque instance inductive coinductive structure class namespace section
+    end export import variable universe attribute macro macro_rules syntax elab elab_rules elab_stx_quot notation notation3 infix
+    infixl infixr prefix postfix local scoped private protected public noncomputable unsafe partial nonrec mutual initialize
+    deriving prelude include omit simproc simproc_decl dsimproc dsimproc_decl cbv_simproc unif_hint binder_predicate alias seal
+    unseal irreducible_def grind_pattern grind_propagator add_decl_doc add_aesop_rules erase_aesop_rules compile_inductive
+    compile_def gen_injective_theorems init_quot library_note lrat_proof mk_iff_of_inductive_prop norm_cast_add_elim
+    proof_wanted recall extend_docs deprecate deprecated_module show_panel_widgets suppress_compilation unset_option
+    unsuppress_compilation set_library_suggestions set_premise_selector with_weak_namespace whatsnew sudo""".split())
+COMMAND_FAMILIES = re.compile("(?:assert|builtin|declare|initialize|register|run)_")
+# Gaps, code that runs while Lean checks, files, other programs: wrong wherever the word stands (also written «word»). Names
+# wrong in any namespace: ways past the kernel, and effects, because Lean evaluates options such as (config := ...) as code.
+BANNED_WORDS = set("""sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
+    slim_check plausible sleep""".split())
+BANNED_NAMES = re.compile("(?:sorryAx|ofReduceBool|ofReduceNat|reduceBool|reduceNat|trustCompiler|lcProof|lcUnreachable"
+                          "|skipKernelTC|IO|EIO|BaseIO|System|Lean|LeanSearchClient|Polyrith|(?:unsafe|dbg).*)")
 OPTIONS = {"maxRecDepth", "maxHeartbeats"}
-LETTERS = "A-Za-z_0-9'!?₀-₉ₐ-ₜᵢ-ᵪⱼα-κμ-ωΑ-ΟΡΤ-Ωϊ-ϻἀ-῾℀-⅏𝒜-𝖟.«»"  # what Lean surely reads as one name
-PART = r"(?:«[^»\n]*»|[^\W\d][\w'!?]*)"
-TOKEN = re.compile(rf'''(?P<space>\s+|--[^\n]*) | (?P<comment>/-) | r(?P<hashes>\#*)"(?P<raw>.*?)"(?P=hashes)
-    | (?P<string>"(?:[^"\\]|\\.)*") | (?P<char>'(?:[^'\\\n]|\\(?:x..|u....|.))') | (?P<name>{PART}(?:\.{PART})*)
-    | (?P<number>\d+) | (?P<other>.)''', re.X | re.S)
+# Lean's letters: λ, Π, Σ, ᶜ, ¹ and their like are none of them, `λsorry` is two words.
+LETTER = "A-Za-z_À-ÖØ-öø-ſα-κμ-ωΑ-ΟΡΤ-Ωϊ-ϻἀ-῾℀-⅏𝒜-𝖟"
+PART = rf"(?:«[^»\n]*»|[{LETTER}][{LETTER}0-9'!?₀-₉ₐ-ₜᵢ-ᵪⱼ]*)"
+TOKEN = re.compile(rf"""(?P<space>\s+|--[^\n]*) | (?P<comment>/-) | (?P<string>"(?:[^"\\]|\\.)*") | (?P<name>{PART}(?:\.{PART})*)
+    | (?P<number>0[xX][0-9a-fA-F]+|0[bB][01]+|\d[\d_]*(?:\.?\d*[eE][+-]?\d+)?) | (?P<glued>(?<![\s(\[{{⟨,])')
+    | (?P<char>'(?:[^'\\]|\\(?:x..|u....|.))') | (?P<other>''|.)""", re.X | re.S)
 
 
 def tokens(text):
-    """Yields (kind, text, column) of a Lean text, comments and blanks left out; ValueError on what is not terminated."""
+    """Yields (kind, text, column) of a Lean text, comments and blanks left out; ValueError on what is not terminated.
+
+    A "glued" ' may belong to an operator such as ⁻¹' or begin a character such as '"': that depends on what is imported."""
     at = 0
     while at < len(text):
         match = TOKEN.match(text, at)
         kind, word, column = match.lastgroup, match[0], at - (text.rfind("\n", 0, at) + 1)
+        at = match.end()
         if kind == "comment":
-            if text[at + 2:at + 3] in ("-", "!"):
+            if text[at:at + 1] in ("-", "!"):
                 yield "other", "/--", column
-            depth, end = 1, at + 2
+            depth = 1
             while depth:
-                mark = re.compile("/-|-/").search(text, end)
+                mark = re.compile("/-|-/").search(text, at)
                 if not mark:
                     raise ValueError("unterminated comment")
-                depth, end = depth + (1 if mark[0] == "/-" else -1), mark.end()
-            at = end
-            continue
-        if kind == "other" and word in '"«':
+                depth, at = depth + (1 if mark[0] == "/-" else -1), mark.end()
+        elif kind == "other" and word in '"«':
             raise ValueError(f"unterminated {'string' if word == chr(34) else 'name'}")
-        if match["raw"] is not None:
-            kind = "string"
-            word = '""'  # no braces are read inside a raw string
-        if kind == "other" and re.match(r'r#+"', text[at:]):
-            raise ValueError("unterminated string")
-        if kind != "space":
+        elif kind == "number" and re.match(f"[{LETTER}]", text[at:]):
+            raise ValueError(f"a blank is missing between {word} and the word after it")
+        elif kind == "name" and word[-1] + text[at:at + 1] in ('r"', "r#"):
+            raise ValueError("raw strings are not allowed")
+        elif kind != "space":
             yield kind, word, column
-        at = match.end()
 
 
 def forbidden(completion):
@@ -114,11 +119,15 @@ def forbidden(completion):
         words = list(tokens(completion))
     except ValueError as error:
         return str(error)
+    if any(kind == "glued" for kind, _, _ in words) and any('"' in word or "«" in word for _, word, _ in words):
+        return "a ' that could be read in two ways beside a string or a «name»; put a blank before it"
+    if words and words[-1][1] == "in":
+        return "nothing follows the last 'in'"
     for place, (kind, word, column) in enumerate(words):
         after = [text for _, text, _ in words[place + 1:place + 20]]
         if kind == "string" and "{" in word:
             return "a string with { could be interpolated: code inside a string"
-        if kind == "other" and (word in ("`", "/--") or word == "#" and after[:1] != ["["]):
+        if word in ("`", "/--") or word == "#" and not re.match(rf"[\[({{]|[{LETTER}][0-9₀-₉]*$", "".join(after[:1])):
             return f"{word} belongs to commands and metaprograms"
         if word == "@" and after[:1] == ["["]:
             return "attributes are not allowed"
@@ -126,13 +135,13 @@ def forbidden(completion):
             return f"'{word}' at the start of a line would begin a command"
         if kind != "name":
             continue
-        odd = "«" not in word and re.search(f"[^{LETTERS}]", word)  # such as λ: `λsorry` is two words to Lean
-        if odd and "'" in word:
-            return f"'{word}' could be read in two ways; put a blank after {odd[0]}"
-        parts = re.split(f"[^{LETTERS}]|\\.", word) if odd else [part.strip("«»") for part in re.findall(PART, word)]
-        if banned := BANNED_NAMES.intersection(parts) or BANNED_WORDS.intersection(parts if len(parts) == 1 or odd else ()):
-            return f"'{banned.pop()}' is not allowed"
-        if word in COMMANDS or odd and COMMANDS.union(["open", "set_option"]).intersection(parts):
+        parts = [part.strip("«»") for part in re.findall(PART, word)]
+        plain = parts[0].rstrip("!?") if len(parts) == 1 else ""
+        if plain in BANNED_WORDS or any(map(BANNED_NAMES.fullmatch, parts)) or plain == "eval" and after[:1] == ["%"]:
+            return f"'{word}' is not allowed"
+        if word == "scoped" and place and words[place - 1][1] == "open":
+            continue
+        if word.rstrip("!?") in COMMANDS or COMMAND_FAMILIES.match(word):
             return f"'{word}' begins a command"
         if word == "set_option" and not (after and after[0] in OPTIONS and after[2:3] == ["in"]):
             return "set_option is allowed for maxRecDepth and maxHeartbeats, before a tactic"
@@ -150,6 +159,8 @@ def proof_or_verdict(row):
         return proof, ("rejected", "no closing fence")
     if after.strip():
         return proof, ("rejected", "text after the closing fence")
+    if re.match(r"[\w'!?.]", proof) and not row["statement"][-1:].isspace():
+        return proof, ("rejected", "a blank is missing after 'by'")  # by + _elab is another word
     if reason := forbidden(proof):
         return proof, ("rejected", reason)
     try:

