@@ -69,20 +69,27 @@ COMMAND_FAMILIES = re.compile("(?:assert|builtin|declare|initialize|register|run
 BANNED_WORDS = set("""sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
     slim_check plausible sleep""".split())
 BANNED_NAMES = re.compile("(?:sorryAx|ofReduceBool|ofReduceNat|reduceBool|reduceNat|trustCompiler|lcProof|lcUnreachable"
-                          "|skipKernelTC|IO|EIO|BaseIO|System|Lean|LeanSearchClient|Polyrith|(?:unsafe|dbg).*)")
+                          "|skipKernelTC|IO|EIO|BaseIO|System|Lean|LeanSearchClient|Polyrith|ProofWidgets|(?:unsafe|dbg).*)")
 OPTIONS = {"maxRecDepth", "maxHeartbeats"}
+# After an error Lean skips one character and looks for the next command: `hrun_cmd`, "run_cmd". That region is rejected anyway,
+# but code would run.
+RUNS = re.compile("(?:builtin|declare|initialize|register|run)_[a-z]+|initialize|(?:elab|macro|syntax|d?simproc)(?:_[a-z]+)?"
+                  "|set_option|deriving|attribute|instance|unsafe|#")
 # Lean's letters: λ, Π, Σ, ᶜ, ¹ and their like are none of them, `λsorry` is two words.
 LETTER = "A-Za-z_À-ÖØ-öø-ſα-κμ-ωΑ-ΟΡΤ-Ωϊ-ϻἀ-῾℀-⅏𝒜-𝖟"
 PART = rf"(?:«[^»\n]*»|[{LETTER}][{LETTER}0-9'!?₀-₉ₐ-ₜᵢ-ᵪⱼ]*)"
-TOKEN = re.compile(rf"""(?P<space>\s+|--[^\n]*) | (?P<comment>/-) | (?P<string>"(?:[^"\\]|\\.)*") | (?P<name>{PART}(?:\.{PART})*)
-    | (?P<number>0[xX][0-9a-fA-F]+|0[bB][01]+|\d[\d_]*(?:\.?\d*[eE][+-]?\d+)?) | (?P<glued>(?<![\s(\[{{⟨,])')
-    | (?P<char>'(?:[^'\\]|\\(?:x..|u....|.))') | (?P<other>''|.)""", re.X | re.S)
+ESCAPE = r"""\\[\\'"nt]"""
+TOKEN = re.compile(rf"""(?P<space>[\ \r\n]+|--[^\n]*) | (?P<comment>/-) | (?P<string>"(?:[^"\\]|{ESCAPE})*")
+    | (?P<name>{PART}(?:\.{PART})*) | (?P<number>0[xX][0-9a-fA-F]+|0[bB][01]+|\d[\d_]*(?:\.?\d*[eE][+-]?\d+)?)
+    | (?P<char>(?<=[\ \n(\[{{⟨,])'(?:[^'\\\n]|{ESCAPE})')
+    | (?P<operator>(?:(?<=[\ \n])'|(?<=[¹∑∏×⊕Σ]))'(?=[\ \n(\[{{][^-/"'«])) | (?P<other>.)""", re.X | re.S)
 
 
 def tokens(text):
     """Yields (kind, text, column) of a Lean text, comments and blanks left out; ValueError on what is not terminated.
 
-    A "glued" ' may belong to an operator such as ⁻¹' or begin a character such as '"': that depends on what is imported."""
+    Where Lean's lexer fails, Lean goes on in the middle of a word or string; so what it may not understand is no token here,
+    such as a ' that neither begins a character nor belongs to a name or to Mathlib's operators f '' s, ⁻¹' s, ∑' i."""
     at = 0
     while at < len(text):
         match = TOKEN.match(text, at)
@@ -97,8 +104,8 @@ def tokens(text):
                 if not mark:
                     raise ValueError("unterminated comment")
                 depth, at = depth + (1 if mark[0] == "/-" else -1), mark.end()
-        elif kind == "other" and word in '"«':
-            raise ValueError(f"unterminated {'string' if word == chr(34) else 'name'}")
+        elif kind == "other" and word in "\"«'":
+            raise ValueError(f"{word} begins nothing that ends")
         elif kind == "number" and re.match(f"[{LETTER}]", text[at:]):
             raise ValueError(f"a blank is missing between {word} and the word after it")
         elif kind == "name" and word[-1] + text[at:at + 1] in ('r"', "r#"):
@@ -119,14 +126,12 @@ def forbidden(completion):
         words = list(tokens(completion))
     except ValueError as error:
         return str(error)
-    if any(kind == "glued" for kind, _, _ in words) and any('"' in word or "«" in word for _, word, _ in words):
-        return "a ' that could be read in two ways beside a string or a «name»; put a blank before it"
     if words and words[-1][1] == "in":
         return "nothing follows the last 'in'"
     for place, (kind, word, column) in enumerate(words):
         after = [text for _, text, _ in words[place + 1:place + 20]]
-        if kind == "string" and "{" in word:
-            return "a string with { could be interpolated: code inside a string"
+        if kind == "string" and ("{" in word or RUNS.search(word)):
+            return "a string with code inside: interpolated, or a command"
         if word in ("`", "/--") or word == "#" and not re.match(rf"[\[({{]|[{LETTER}][0-9₀-₉]*$", "".join(after[:1])):
             return f"{word} belongs to commands and metaprograms"
         if word == "@" and after[:1] == ["["]:
@@ -135,6 +140,9 @@ def forbidden(completion):
             return f"'{word}' at the start of a line would begin a command"
         if kind != "name":
             continue
+        rest = re.sub(rf"^.(?:'[^']'|[^{LETTER}]|(?<=0)[bBoO]|(?<=0)[xX][0-9a-fA-F]*|(?<=\d)[eE])*", "", word)
+        if RUNS.fullmatch(rest) or "«" in word and RUNS.search(word):
+            return f"'{word}' would begin a command if an error stood before it"
         parts = [part.strip("«»") for part in re.findall(PART, word)]
         plain = parts[0].rstrip("!?") if len(parts) == 1 else ""
         if plain in BANNED_WORDS or any(map(BANNED_NAMES.fullmatch, parts)) or plain == "eval" and after[:1] == ["%"]:

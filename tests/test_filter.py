@@ -68,10 +68,14 @@ FILTER = {  # why: completions of p → q
     "a number ends where a word begins": [
         "\n  exact 0b1axiom bad : False", "\n  exact 0b1run_cmd x", "\n  exact 1e5theorem u : p := x", "\n  exact 1.e5end", "\n  exact 0x1Fopen X",
         "\n  exact 0o7axiom bad : False", "\n  exact 1_run_cmd x", "\n  exact 0xfrun_cmd x", "\n  exact 1r\"\\\" sorry \"\\\"\"", "\n  exact 1.end"],
-    "a ' of an operator, and then the parts of a string are swapped": [
+    "a ' of an operator, and then the inside and outside of a string are swapped": [
         "\n  exact f ''\"' \" run_cmd x ''\"' ' \"", "\n  exact ∑' '\"' \" sorry \"", "\n  exact ∑'\"' \" sorry \"∑'\"' '", "\n  exact +'«' sorry '»'",
         "\n  exact f ⁻¹'\"' \" sorry \"⁻¹'\"' '", "\n  exact ℘'\"' \" sorry \"℘'\"' '", "\n  exact xᶜ'\"' sorry \"'\"", "\n  exact '\n'\"' sorry \"'\""],
     "raw strings and fields": ["\n  exact .r\"\\\" \" sorry \"\"", "\n  exact (x).r\"\\\" \" sorry \"\"", "\n  exact r\"\\\" sorry \"\\\"\"", "\n  exact r##\"a\"##"],
+    "after an error Lean goes on one character further, even inside a word, a string or a name": [
+        "\n  skip)\n  hrun_cmd x", "\n  skip\n  xinstance a : p := b", "\n  x.run_cmd y", "\n  s!elab x", "\n  h0b1set_option a b", "\n  skip \"#eval x\"",
+        "\n  skip \"x run_cmd y\"", "\n  skip «run_cmd y»", "\n  exact \"\\q run_cmd y\"", "\n  exact 'ab run_cmd y", "\n  exact f'' \"",
+        "\n  exact ''{--instance", "\n  exact '' x'a'instance a : p := b"],
     "letters that are none": ["\n  exact xᶜsorry", "\n  exact x²sorry", "\n  exact Πsorry", "\n  exact Σaxiom a : False", "\n  exact ¬sorry", "\n  skip·sorry"],
 }
 LEAN = [  # p → q unless a goal is named
@@ -124,11 +128,11 @@ def test_a_word_that_grows_together_with_by():
 
 
 def test_columns_and_kinds_of_tokens():
-    text = "/- '\"' -/ a.b.c's «x y».z 'x' \"--\" -- \"\nf ''s ⁻¹' 0x1F 2.5e3 h.1"
+    text = "/- '\"' -/ a.b.c's «x y».z 'x' \"--\" -- \"\nf '' s⁻¹' 0x1F 2.5e3 h.1"
     assert list(verify.tokens(text)) == [
-        ("name", "a.b.c's", 10), ("name", "«x y».z", 18), ("char", "'x'", 26), ("string", '"--"', 30), ("name", "f", 0), ("other", "''", 2),
-        ("name", "s", 4), ("other", "⁻", 6), ("other", "¹", 7), ("glued", "'", 8), ("number", "0x1F", 10), ("number", "2.5e3", 15),
-        ("name", "h", 21), ("other", ".", 22), ("number", "1", 23)]
+        ("name", "a.b.c's", 10), ("name", "«x y».z", 18), ("char", "'x'", 26), ("string", '"--"', 30), ("name", "f", 0), ("operator", "''", 2),
+        ("name", "s", 5), ("other", "⁻", 6), ("other", "¹", 7), ("operator", "'", 8), ("number", "0x1F", 10),
+        ("number", "2.5e3", 15), ("name", "h", 21), ("other", ".", 22), ("number", "1", 23)]
 
 
 @needs_lean
