@@ -94,6 +94,8 @@ def tokens(text):
     while at < len(text):
         match = TOKEN.match(text, at)
         kind, word, column = match.lastgroup, match[0], at - (text.rfind("\n", 0, at) + 1)
+        if word[:2] in ("--", "/-") and at and not re.match(r"[\w\s)\]}⟩»,;=>:·(\[{⟨]", text[at - 1]):
+            raise ValueError(f"a blank is missing before {word[:2]}")  # \/- <-- //- are an operator and -, no comment
         at = match.end()
         if kind == "comment":
             if text[at:at + 1] in ("-", "!"):
@@ -140,7 +142,7 @@ def forbidden(completion):
             return f"'{word}' at the start of a line would begin a command"
         if kind != "name":
             continue
-        rest = re.sub(rf"^.(?:'[^']'|[^{LETTER}]|(?<=0)[bBoO]|(?<=0)[xX][0-9a-fA-F]*|(?<=\d)[eE])*", "", word)
+        rest = re.sub(rf"^.(?:'..|[^{LETTER}]|(?<=0)[bBoO]|(?<=0)[xX][0-9a-fA-F]*|(?<=\d)[eE])*", "", word)
         if RUNS.fullmatch(rest) or "«" in word and RUNS.search(word):
             return f"'{word}' would begin a command if an error stood before it"
         parts = [part.strip("«»") for part in re.findall(PART, word)]

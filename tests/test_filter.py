@@ -30,7 +30,8 @@ def row(goal, proof, **keys):
 FILTER = {  # why: completions of p → q
     "a gap": [
         "\n  sorry", "\n  admit", "\n  stop", "\n  exact sorry", "\n  exact (by sorry)", "\n  have h : p → q := sorry\n  exact h",
-        "\n  exact «sorry»", "\n  first | exact id | sorry", "\n  all_goals sorry", "\n  exact aux\nwhere\n  aux : p → q := sorry",
+        "\n  exact «sorry»", "\n  first | exact id | sorry", "\n  all_goals sorry",
+        "\n  exact aux\nwhere\n  aux : p → q := sorry",
         "\n  exact sorryAx _ true", "\n  exact «sorryAx» _ true", "\n  exact _root_.sorryAx _ true", "\n  exact λsorry",
         "\n  as_aux_lemma => exact sorryAx _ false", "\n  exact Classical.choice ⟨sorry⟩", "\n  stop\n  omega"],
     "past the kernel": [
@@ -40,72 +41,123 @@ FILTER = {  # why: completions of p → q
         "\n  set_option /- maxRecDepth -/ debug.skipKernelTC true in\n  decide", "\n  set_option warn.sorry false in\n  skip",
         "\n  set_option debug.byAsSorry true in\n  simp", "\n  sudo set_option trace.Meta true in\n  simp"],
     "code that runs while Lean checks": [
-        "\n  run_tac skip", "\n  exact by_elab x", "\n  exact (by_elab return x)", "_elab return x", "\n  exact eval% x", "\n  exact `x",
-        "\n  exact ``x", "\n  exact `(tactic| skip)", "\n  bv_decide", "\n  bv_decide?", "\n  polyrith", "\n  plausible", "\n  slim_check",
+        "\n  run_tac skip", "\n  exact by_elab x", "\n  exact (by_elab return x)", "_elab return x", "\n  exact eval% x",
+        "\n  exact `x",
+        "\n  exact ``x", "\n  exact `(tactic| skip)", "\n  bv_decide", "\n  bv_decide?", "\n  polyrith", "\n  plausible",
+        "\n  slim_check",
         "\n  simp (config := dbgTrace \"x\" fun _ => {})", "\n  simp (maxSteps := unsafeIO f)", "\n  dbg_trace \"x\"",
-        "\n  simp (config := match IO.FS.writeFile \"x\" \"y\" () with | _ => {})", "\n  open IO in exact a", "\n  exact System.exit",
+        "\n  simp (config := match IO.FS.writeFile \"x\" \"y\" () with | _ => {})", "\n  open IO in exact a",
+        "\n  exact System.exit",
         "\n  exact include_str \"/etc/passwd\"", "\n  exact s!\"{sorryAx Nat}\"", "\n  bv_check \"x.lrat\"", "\n  sleep 600000"],
     "a command after the proof": [
-        "\n  skip\nend", "\n  skip\nend X", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial", "\n  skip\nmutual",
-        "\n  skip\n\ntheorem u : True := trivial", "\n  skip #eval 1", "\n  skip\n#exit", "\n  skip\nopen Nat", "\n  skip open Nat",
-        "\n  skip\n#eval IO.Process.exit 0", "\n  skip\n#guard_msgs (drop all) in\ntheorem u : p := x", "\n  skip\nunknown_command x",
-        "\n  exact a\naxiom a : False", "\n  exact a axiom a : False", "\n  skip\nexport X (a)", "\n  skip\nset_option maxRecDepth 9",
+        "\n  skip\nend", "\n  skip\nend X", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial",
+        "\n  skip\nmutual",
+        "\n  skip\n\ntheorem u : True := trivial", "\n  skip #eval 1", "\n  skip\n#exit", "\n  skip\nopen Nat",
+        "\n  skip open Nat",
+        "\n  skip\n#eval IO.Process.exit 0", "\n  skip\n#guard_msgs (drop all) in\ntheorem u : p := x",
+        "\n  skip\nunknown_command x",
+        "\n  exact a\naxiom a : False", "\n  exact a axiom a : False", "\n  skip\nexport X (a)",
+        "\n  skip\nset_option maxRecDepth 9",
         "\n  skip\nmacro \"x\" : tactic => `(tactic| skip)", "\n  skip\ninstance : A := b", "\n  skip\nattribute [simp] h",
-        "\n  skip\nnotation \"a\" => b", "\n  skip\nderiving instance A", "\n  skip\nunsafe def f := 1", "\n  skip open private a in b",
-        "\n  skip\nimport Lean", "\n  skip\ninitialize x : Nat", "\n  skip\nelab x : y", "\n  skip\nsimproc f (x) := g", "\n  skip\nrun_cmd x",
+        "\n  skip\nnotation \"a\" => b", "\n  skip\nderiving instance A", "\n  skip\nunsafe def f := 1",
+        "\n  skip open private a in b",
+        "\n  skip\nimport Lean", "\n  skip\ninitialize x : Nat", "\n  skip\nelab x : y", "\n  skip\nsimproc f (x) := g",
+        "\n  skip\nrun_cmd x",
         "\n  skip\nuniverse u", "\n  skip\nvariable (h : False)", "\n  skip open Nat have h := id in h", "\n  skip run_meta x",
-        "\n  skip initialize_simps_projections? A", "\n  skip compile_inductive% A", "\n  skip suppress_compilation", "\n  skip recall a",
-        "\n  skip register_hint x", "\n  skip declare_aesop_rule_sets [a]", "\n  skip add_aesop_rules safe a", "\n  skip lemma u : p",
-        "\n  skip set_option maxRecDepth 9 set_option pp.all true in", "\n  skip set_option maxRecDepth 9 in", "\n  skip open Nat in",
-        "\n  skip local macro \"x\" : tactic => y", "\n  skip omit h in simp", "\n  skip variable (h) in simp", "\n  skip #check x",
+        "\n  skip initialize_simps_projections? A", "\n  skip compile_inductive% A", "\n  skip suppress_compilation",
+        "\n  skip recall a",
+        "\n  skip register_hint x", "\n  skip declare_aesop_rule_sets [a]", "\n  skip add_aesop_rules safe a",
+        "\n  skip lemma u : p",
+        "\n  skip set_option maxRecDepth 9 set_option pp.all true in", "\n  skip set_option maxRecDepth 9 in",
+        "\n  skip open Nat in",
+        "\n  skip local macro \"x\" : tactic => y", "\n  skip omit h in simp", "\n  skip variable (h) in simp",
+        "\n  skip #check x",
         "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  exact /--/ id", "\nbegin\n  exact h\nend"],
-    "an attribute": ["\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  let rec @[implemented_by g] f := 1\n  exact f", "\n  skip attribute [-simp] x"],
-    "not terminated": ["\n  exact id /- open", "\n  exact id /- /- -/", "\n  exact \"open", "\n  exact «open", "\n  exact /-/", "\n  exact r#\"open\""],
+    "an attribute": [
+        "\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  let rec @[implemented_by g] f := 1\n  exact f",
+        "\n  skip attribute [-simp] x"],
+    "not terminated": [
+        "\n  exact id /- open", "\n  exact id /- /- -/", "\n  exact \"open", "\n  exact «open", "\n  exact /-/",
+        "\n  exact r#\"open\""],
     "a character that hides something": [
-        "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028", "\n  skip\ufeff",
+        "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028",
+        "\n  skip\ufeff",
         "\n  skip -- x\rsorry"],
     # From here on Lean's lexer and a simple one part: each was a way through once.
     "a number ends where a word begins": [
-        "\n  exact 0b1axiom bad : False", "\n  exact 0b1run_cmd x", "\n  exact 1e5theorem u : p := x", "\n  exact 1.e5end", "\n  exact 0x1Fopen X",
-        "\n  exact 0o7axiom bad : False", "\n  exact 1_run_cmd x", "\n  exact 0xfrun_cmd x", "\n  exact 1r\"\\\" sorry \"\\\"\"", "\n  exact 1.end"],
+        "\n  exact 0b1axiom bad : False", "\n  exact 0b1run_cmd x", "\n  exact 1e5theorem u : p := x", "\n  exact 1.e5end",
+        "\n  exact 0x1Fopen X",
+        "\n  exact 0o7axiom bad : False", "\n  exact 1_run_cmd x", "\n  exact 0xfrun_cmd x", "\n  exact 1r\"\\\" sorry \"\\\"\"",
+        "\n  exact 1.end"],
     "a ' of an operator, and then the inside and outside of a string are swapped": [
-        "\n  exact f ''\"' \" run_cmd x ''\"' ' \"", "\n  exact ∑' '\"' \" sorry \"", "\n  exact ∑'\"' \" sorry \"∑'\"' '", "\n  exact +'«' sorry '»'",
-        "\n  exact f ⁻¹'\"' \" sorry \"⁻¹'\"' '", "\n  exact ℘'\"' \" sorry \"℘'\"' '", "\n  exact xᶜ'\"' sorry \"'\"", "\n  exact '\n'\"' sorry \"'\""],
-    "raw strings and fields": ["\n  exact .r\"\\\" \" sorry \"\"", "\n  exact (x).r\"\\\" \" sorry \"\"", "\n  exact r\"\\\" sorry \"\\\"\"", "\n  exact r##\"a\"##"],
+        "\n  exact f ''\"' \" run_cmd x ''\"' ' \"", "\n  exact ∑' '\"' \" sorry \"", "\n  exact ∑'\"' \" sorry \"∑'\"' '",
+        "\n  exact +'«' sorry '»'",
+        "\n  exact f ⁻¹'\"' \" sorry \"⁻¹'\"' '", "\n  exact ℘'\"' \" sorry \"℘'\"' '", "\n  exact xᶜ'\"' sorry \"'\"",
+        "\n  exact '\n'\"' sorry \"'\""],
+    "an operator before what looks like a comment": [
+        "\n  exact a \\/-h axiom bad : False -/", "\n  rw [<--h] axiom bad : False", "\n  exact {x //-h} axiom bad : False -/",
+        "\n  exact h'-- instance"],
+    "raw strings and fields": [
+        "\n  exact .r\"\\\" \" sorry \"\"", "\n  exact (x).r\"\\\" \" sorry \"\"", "\n  exact r\"\\\" sorry \"\\\"\"",
+        "\n  exact r##\"a\"##"],
     "after an error Lean goes on one character further, even inside a word, a string or a name": [
-        "\n  skip)\n  hrun_cmd x", "\n  skip\n  xinstance a : p := b", "\n  x.run_cmd y", "\n  s!elab x", "\n  h0b1set_option a b", "\n  skip \"#eval x\"",
-        "\n  skip \"x run_cmd y\"", "\n  skip «run_cmd y»", "\n  exact \"\\q run_cmd y\"", "\n  exact 'ab run_cmd y", "\n  exact f'' \"",
-        "\n  exact ''{--instance", "\n  exact '' x'a'instance a : p := b"],
-    "letters that are none": ["\n  exact xᶜsorry", "\n  exact x²sorry", "\n  exact Πsorry", "\n  exact Σaxiom a : False", "\n  exact ¬sorry", "\n  skip·sorry"],
+        "\n  skip)\n  hrun_cmd x", "\n  skip\n  xinstance a : p := b", "\n  x.run_cmd y", "\n  s!elab x",
+        "\n  h0b1set_option a b", "\n  skip \"#eval x\"",
+        "\n  skip \"x run_cmd y\"", "\n  skip «run_cmd y»", "\n  exact \"\\q run_cmd y\"", "\n  exact 'ab run_cmd y",
+        "\n  exact f'' \"",
+        "\n  exact ''{--instance", "\n  exact '' x'a'instance a : p := b", "\n  skip\n  h's!instance a : p := b"],
+    "letters that are none": [
+        "\n  exact xᶜsorry", "\n  exact x²sorry", "\n  exact Πsorry", "\n  exact Σaxiom a : False", "\n  exact ¬sorry",
+        "\n  skip·sorry"],
 }
 LEAN = [  # p → q unless a goal is named
     ("p → q", "\n  exact no_such_name", "unknown name"), ("p → q", "\n  exact id", "type mismatch"), ("p → q", "", "empty"),
-    ("p → q", "\n  refine ?_", "the goal is still there"), ("p → q", "\n  skip", "nothing done"), ("p → q", "\n  exact thm p q r", "itself"),
-    ("p → q", "\n  exact thm", "itself"), ("p → q", "\n  exact?", "finds nothing"), ("p → q", "\n  have h : False := by apply?\n  exact h.elim", "a gap"),
+    ("p → q", "\n  refine ?_", "the goal is still there"), ("p → q", "\n  skip", "nothing done"),
+    ("p → q", "\n  exact thm p q r", "itself"),
+    ("p → q", "\n  exact thm", "itself"), ("p → q", "\n  exact?", "finds nothing"),
+    ("p → q", "\n  have h : False := by apply?\n  exact h.elim", "a gap"),
     ("p → q", "\n  repeat' skip", "loops or fails"), ("p → q", "\n  intro h\n  show p\n  exact h", "not the goal"),
     ("p → q", "\n  ｓｏｒｒｙ", "full-width letters are no word"), ("p → p", "\n  exact id)", "a bracket too many"),
     ("p → p", "\n  exact (id", "a bracket too few"), ("p → p", "\n  exact fun hᶜ => h", "ᶜ is no letter"),
-    ("p → p", "\n  exact id unknown_command x", "an argument too many"), ("p → q", "\n  letI : p := trivial\n  exact id", "a local instance"),
-    ("p → q", "\n  exact _c0_0.thm p q r", "a guessed neighbour"), ("p → q", "\n  exact aux\nwhere\n  aux : p → q := aux", "circular"),
-    ("", "\n  exact of_decide_eq_true rfl", "decides false"), ("", "\n  decide", "the computation is too long"), ("", "\n  trace \"A\"", "output"),
+    ("p → p", "\n  exact id unknown_command x", "an argument too many"),
+    ("p → q", "\n  letI : p := trivial\n  exact id", "a local instance"),
+    ("p → q", "\n  exact _c0_0.thm p q r", "a guessed neighbour"),
+    ("p → q", "\n  exact aux\nwhere\n  aux : p → q := aux", "circular"),
+    ("", "\n  exact of_decide_eq_true rfl", "decides false"), ("", "\n  decide", "the computation is too long"),
+    ("", "\n  trace \"A\"", "output"),
 ]
 HONEST = [
     ("p → p", "\n  exact fun h => h -- sorry #eval `x\n"), ("p → p", "\n  /- theorem /- nested sorry -/ end # -/\n  exact id"),
-    ("p → p", "\n  intro axiomatic\n  exact axiomatic"), ("p → p", "\n  intro «h 1»\n  exact «h 1»"), ("p → p", "\n  intro h_sorry'\n  exact h_sorry'"),
-    ("p → p", "\n  exact aux\nwhere\n  aux (h : p) : p := h"), ("p → p", "\n  set_option maxRecDepth 1000 in\n  exact fun h => h"),
-    ("p → p", "\n  set_option maxHeartbeats 400000 in\n  exact id"), ("p → p", "\r\n  exact id\r\n"), ("p → p", " exact id"), ("p → p", "\n  exact λ h => h"),
+    ("p → p", "\n  intro axiomatic\n  exact axiomatic"), ("p → p", "\n  intro «h 1»\n  exact «h 1»"),
+    ("p → p", "\n  intro h_sorry'\n  exact h_sorry'"),
+    ("p → p", "\n  exact aux\nwhere\n  aux (h : p) : p := h"),
+    ("p → p", "\n  set_option maxRecDepth 1000 in\n  exact fun h => h"),
+    ("p → p", "\n  set_option maxHeartbeats 400000 in\n  exact id"), ("p → p", "\r\n  exact id\r\n"), ("p → p", " exact id"),
+    ("p → p", "\n  exact λ h => h"),
     ("p → p", "\n  intro h₁'\n  exact h₁'"), ("p → p", "\n  intro hπ\n  exact hπ"), ("p ∧ q → q", "\n  intro h\n  exact h.2"),
-    ("p ∧ q → q", "\n  rintro ⟨end', stop'⟩\n  exact stop'"), ("p ∨ q → q ∨ p", "\n  intro h\n  exact h.elim\n    Or.inr\n    Or.inl"),
-    ("p → p", "\n  exact (fun h => (h\n))"), ("p → p", "\n  exact fun (h : p) => h -- it's \"quoted\"\n\n-- the end\n"), ("p → p", "\n  exact (id : p → p)\n\n\n"),
-    ("", "\n  have s : \"sorry /- -- axiom\" = \"\\\"sorry\\\\\" := rfl"), ("", "\n  exact Foo.end Foo.axiom h.end h.prefix stopped"),
+    ("p ∧ q → q", "\n  rintro ⟨end', stop'⟩\n  exact stop'"),
+    ("p ∨ q → q ∨ p", "\n  intro h\n  exact h.elim\n    Or.inr\n    Or.inl"),
+    ("p → p", "\n  exact (fun h => (h\n))"), ("p → p", "\n  exact fun (h : p) => h -- it's \"quoted\"\n\n-- the end\n"),
+    ("p → p", "\n  exact (id : p → p)\n\n\n"),
+    ("p → p", "\n  exact id--no blank"), ("p → p", "\n  exact (id)/- no blank -/"),
+    ("p → p", "\n  exact (-- here\n    id)\n  ---- end"),
+    ("", "\n  have s : \"sorry /- -- axiom\" = \"\\\"sorry\\\\\" := rfl"),
+    ("", "\n  exact Foo.end Foo.axiom h.end h.prefix stopped"),
     ("", "\n  exact ⟨'\"', '\\'', 'a', h'⟩"), ("", "\n  letI := a\n  calc a = b := h\n    _ = c := k"), ("", "\n  exact #[1, 2]"),
-    ("", "\n  open Nat in\n  simp"), ("", "\n  open Real Nat in rw [foo]"), ("", "\n  open scoped BigOperators in simp"), ("", "\n  omega"),
-    ("", "\n  simp (config := { decide := true, maxSteps := 1000 }) [a, b] at h ⊢\n"), ("", "\n  nlinarith [sq_nonneg (a - b), h 1e5 2.5 10_000]"),
-    ("", "\n  rw [Set.preimage_iff]\n  exact f ⁻¹' s ⊆ t ''  u ∧ f '' s"), ("", "\n  have : ∑' i, f i = s'ᶜ ∩ A'ᵀ := by simp"), ("", "\n  exact h.1.2.symm.le"),
-    ("", "\n  have : #s = 2 ∧ #(s ∪ t) = #{x ∈ s | x < 2} := by simp"), ("", "\n  have h2 : x⁻¹ * 2⁻¹ = y² := h₁.2"), ("", "\n  exact run.map eval declared"),
-    ("", "\n  exact Nat.rec (motive := fun n => n < 2) a b n"), ("", "\n  simp [Std.Commutative, polynomial.eval x % 2]"), ("", "\n  decide +kernel"),
-    ("", "\n  induction' n with n ih\n  · simp\n  · rw [ih]; ring_nf at *"), ("", "\n  exact x ▸ Möbius.naïve_café ℝ≥0∞ 𝓝 ℵ₀"), ("", "\n  exact nomatch h"),
-    ("", "\n  exact f n\ntermination_by n\ndecreasing_by simp_wf; omega"), ("", "\n  exact (by_contra fun h => h.elim)"), ("", "\n  norm_num <;> linarith"),
+    ("", "\n  open Nat in\n  simp"), ("", "\n  open Real Nat in rw [foo]"), ("", "\n  open scoped BigOperators in simp"),
+    ("", "\n  omega"),
+    ("", "\n  simp (config := { decide := true, maxSteps := 1000 }) [a, b] at h ⊢\n"),
+    ("", "\n  nlinarith [sq_nonneg (a - b), h 1e5 2.5 10_000]"),
+    ("", "\n  rw [Set.preimage_iff]\n  exact f ⁻¹' s ⊆ t ''  u ∧ f '' s"), ("", "\n  have : ∑' i, f i = s'ᶜ ∩ A'ᵀ := by simp"),
+    ("", "\n  exact h.1.2.symm.le"),
+    ("", "\n  have : #s = 2 ∧ #(s ∪ t) = #{x ∈ s | x < 2} := by simp"), ("", "\n  have h2 : x⁻¹ * 2⁻¹ = y² := h₁.2"),
+    ("", "\n  exact run.map eval declared"),
+    ("", "\n  exact Nat.rec (motive := fun n => n < 2) a b n"), ("", "\n  simp [Std.Commutative, polynomial.eval x % 2]"),
+    ("", "\n  decide +kernel"),
+    ("", "\n  induction' n with n ih\n  · simp\n  · rw [ih]; ring_nf at *"), ("", "\n  exact x ▸ Möbius.naïve_café ℝ≥0∞ 𝓝 ℵ₀"),
+    ("", "\n  exact nomatch h"),
+    ("", "\n  exact f n\ntermination_by n\ndecreasing_by simp_wf; omega"), ("", "\n  exact (by_contra fun h => h.elim)"),
+    ("", "\n  norm_num <;> linarith"),
 ]
 CHEATS = [completion for completions in FILTER.values() for completion in completions]
 
@@ -130,23 +182,26 @@ def test_a_word_that_grows_together_with_by():
 def test_columns_and_kinds_of_tokens():
     text = "/- '\"' -/ a.b.c's «x y».z 'x' \"--\" -- \"\nf '' s⁻¹' 0x1F 2.5e3 h.1"
     assert list(verify.tokens(text)) == [
-        ("name", "a.b.c's", 10), ("name", "«x y».z", 18), ("char", "'x'", 26), ("string", '"--"', 30), ("name", "f", 0), ("operator", "''", 2),
+        ("name", "a.b.c's", 10), ("name", "«x y».z", 18), ("char", "'x'", 26), ("string", '"--"', 30), ("name", "f", 0),
+        ("operator", "''", 2),
         ("name", "s", 5), ("other", "⁻", 6), ("other", "¹", 7), ("operator", "'", 8), ("number", "0x1F", 10),
         ("number", "2.5e3", 15), ("name", "h", 21), ("other", ".", 22), ("number", "1", 23)]
 
 
 @needs_lean
 def test_lean_agrees_about_every_row_that_it_can_run():
-    rows = [(goal, proof, "rejected") for goal, proof, _ in LEAN if goal] + [(goal, proof, "proved") for goal, proof in HONEST if goal]
-    rows += [("p → q", proof, "rejected") for proof in CHEATS]
+    rows = [(goal, proof, "rejected") for goal, proof, _ in LEAN if goal] + [("p → q", proof, "rejected") for proof in CHEATS]
+    rows += [(goal, proof, "proved") for goal, proof in HONEST if goal]
     out = verify.verify_rows([row(goal, proof) for goal, proof, _ in rows], batch=16, progress=False)
     assert [(one["completion"], one["verdict"]) for one in out] == [(proof, verdict) for _, proof, verdict in rows]
 
 
 @needs_lean
-@pytest.mark.parametrize("words, alone", [("0b1axiom bad : False", "0b1 axiom bad : False"), ("1e5axiom bad : False", "1e5 axiom bad : False")])
+@pytest.mark.parametrize("words, alone", [("0b1axiom bad : False", "0b1 axiom bad : False"),
+("1e5axiom bad : False", "1e5 axiom bad : False")])
 def test_lean_ends_a_number_where_a_command_begins(words, alone, monkeypatch):
     """What the filter's rule on numbers rests on: to Lean both are the same words, a proof and a command."""
     monkeypatch.setattr(verify, "forbidden", lambda text: None)
-    first, second = verify.verify_rows([row("p → p", f"\n  first | exact {text}") for text in (words, alone)], batch=1, progress=False)
+    rows = [row("p → p", f"\n  first | exact {text}") for text in (words, alone)]
+    first, second = verify.verify_rows(rows, batch=1, progress=False)
     assert first["message"] == second["message"] and "bad" not in first["message"]
