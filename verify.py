@@ -17,6 +17,7 @@ import argparse
 import bisect
 import collections
 import contextlib
+import functools
 import glob
 import hashlib
 import itertools
@@ -45,7 +46,7 @@ from advantage import at_least, fail, read_jsonl, write_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
-# What DeepSeek-Prover-V1.5 was trained with; sample.py puts it into the prompt too.
+# DeepSeek-Prover-V1.5's; sample.py puts it into the prompt too. Its limit on heartbeats outdoes --max-heartbeats.
 HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
 OUTPUT_MB = 64
@@ -247,12 +248,13 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     recent = (int(version[2]), int(version[3])) >= (4, 12)  # messages come while Lean goes on, and it knows -Dweak...
     sandbox = [*(WITH_PARENT if works(WITH_PARENT) else []), "sh", "-c", GUARD, "sh", str(os.getpid()), str(int(memory_gb * 2**20)),
                *next((prefix for prefix in (ISOLATED, NO_NETWORK) if works(prefix)), [])]
-    # One thread elaborates, the second tells of it at once. A recent Lean would elaborate in both, stop after 100 errors in a
-    # file, and ask for 1 GB of stack a thread.
-    command = [*command, "--stdin", "--json", "-j2", "-s65536", f"-DmaxHeartbeats={max_heartbeats}",
-               *["-Dweak.Elab.async=false", "-Dweak.maxErrors=1000000"] * recent]
+    # One thread elaborates, the second tells of it at once. A recent Lean would ask for 1 GB of stack a thread, ...
     header = TOY_HEADER if lean == "auto" else HEADER if header is None else header
-    found = Lean(sandbox, command, env, folder, header, lean == "auto", "" if recent else SIGN, False, version[1])
+    found = Lean(sandbox, [*command, "--stdin", "--json", "-j2", "-s65536", f"-DmaxHeartbeats={max_heartbeats}"], env, folder, header,
+                 lean == "auto", "" if recent else SIGN, False, version[1])
+    for flag in ("-DElab.async=false", "-DmaxErrors=1000000"):  # ... elaborate in both, and stop after 100 errors in a file
+        tried = found._replace(command=[*found.command, flag])
+        found = tried if run_lean("prelude\n", tried, 300) == ([], None) else found
     messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
     if trouble:
         fail(f"Lean does not come through an empty file ({' '.join(trouble.split())}); give it more --memory-gb, or try it: {shlex.join(command)}")
@@ -322,12 +324,16 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
     return messages, trouble
 
 
+@functools.lru_cache(1000)
 def theorem_name(statement):
     """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
     if not re.search(r":=\s*by\s*\Z", statement):
         raise ValueError("it does not end in ':= by'")
     words = list(tokens(statement))
-    for (_, word, _), (kind, name, _) in reversed(list(zip(words, words[1:]))):
+    pairs = list(zip(words, words[1:]))
+    if any((word, name) == ("@", "[") for (_, word, _), (_, name, _) in pairs):  # such as @[simp], by which its copies would be used
+        raise ValueError("it carries an attribute; take that off")
+    for (_, word, _), (kind, name, _) in reversed(pairs):
         if word in ("theorem", "lemma") and kind == "name":
             return name
     raise ValueError("it holds no named theorem")

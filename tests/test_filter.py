@@ -164,19 +164,19 @@ CHEATS = [completion for completions in FILTER.values() for completion in comple
 
 @pytest.mark.parametrize("why", FILTER)
 def test_the_filter_stops(why):
-    passed = [completion for completion in FILTER[why] if verify.proof_text(row("p → q", completion))[1] is None]
+    passed = [completion for completion in FILTER[why] if verify.proof_or_verdict(row("p → q", completion))[1] is None]
     assert passed == []
 
 
 def test_the_filter_leaves_alone_what_is_honest_and_what_lean_decides():
-    stopped = {proof: verify.proof_text(row("p", proof))[1] for _, proof, *_ in HONEST + LEAN}
+    stopped = {proof: verify.proof_or_verdict(row("p", proof))[1] for _, proof, *_ in HONEST + LEAN}
     assert {proof: reason for proof, reason in stopped.items() if reason} == {}
 
 
 def test_a_word_that_grows_together_with_by():
     """`:= by` + `_elab` is the word by_elab. After a blank or a line break the same text is harmless."""
-    assert verify.proof_text(row("p", "_elab x"))[1] == "a blank is missing after 'by'"
-    assert verify.proof_text({"statement": "theorem a : p := by\n", "completion": "  trivial"}) == ("  trivial", None)
+    assert verify.proof_or_verdict(row("p", "_elab x"))[1] == ("rejected", "a blank is missing after 'by'")
+    assert verify.proof_or_verdict({"statement": "theorem a : p := by\n", "completion": "  trivial"}) == ("  trivial", None)
 
 
 def test_columns_and_kinds_of_tokens():

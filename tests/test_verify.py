@@ -148,6 +148,32 @@ def test_duplicates_are_verified_once_and_order_is_kept(monkeypatch):
 
 
 @needs_lean
+def test_one_process_for_a_batch_of_many_errors(monkeypatch):
+    """A recent Lean would stop after 100 of them."""
+    sources, run = [], verify.run_lean
+    lean = verify.find_lean()
+    monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sources.append(source) or run(source, *rest))
+    assert judge([row("p → q", f"\n  intro h{n}\n  exact h{n}") for n in range(150)], lean=lean, batch=150) == ["rejected"] * 150
+    assert len(sources) == 1
+
+
+@needs_lean
+def test_a_statement_with_an_attribute_is_refused():
+    """Its copies in a batch would prove each other, the one with sorry too."""
+    out = verify.verify_rows([{"statement": "@[simp] theorem thm (p : Prop) : p → p := by", "completion": " exact id"}], progress=False)
+    assert out[0]["verdict"] == "error" and "attribute" in out[0]["message"]
+
+
+@needs_lean
+def test_axioms_are_listed_by_their_full_names():
+    """`open` must neither make a trusted axiom look unknown nor an unknown one trusted."""
+    header = verify.TOY_HEADER + "namespace Other\naxiom propext : False\nend Other\nopen Other\n"
+    lean = verify.find_lean()._replace(header=header)
+    out = verify.verify_rows([row("p → q", "\n  exact propext.elim")], lean, progress=False)
+    assert (out[0]["verdict"], out[0]["message"]) == ("rejected", "axioms: Other.propext")
+
+
+@needs_lean
 def test_a_bad_statement_is_no_wrong_proof():
     out = verify.verify_rows([row("p → nonsense", "\n  exact id"), row("p → p", "\n  exact id"), row("(p", "\n  exact id"),
                               {"statement": "example : True := by", "completion": " trivial"}], progress=False)
