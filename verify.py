@@ -1,7 +1,9 @@
 """Is each completion a proof? Lean 4 itself decides: one process per batch of completions, no REPL, no state.
 
-    python verify.py samples.jsonl --out verified.jsonl --workers 2                          # Lean from the wheel, toy prelude
-    python verify.py samples.jsonl --out verified.jsonl --lean "lake env lean" --workers 32  # in a project with Mathlib
+    python verify.py samples.jsonl --out verified.jsonl --workers 2                             # Lean from the wheel, toy prelude
+    python verify.py samples.jsonl --out verified.jsonl --follow                                # while sample.py is still writing
+    python verify.py samples.jsonl --out verified.jsonl --lean "lake env lean" --project DIR --workers 32      # with Mathlib
+    python verify.py --self-test --lean "lake env lean" --project DIR                           # is this installation sound?
 
 Reads: statement (a theorem that ends with `:= by`), completion, and where present header (the file's first lines, default
        Mathlib's; the wheel has its own), finish_reason ("length" is a truncated proof), template ("deepseek": must close
@@ -11,7 +13,8 @@ Adds:  verdict   "proved", "rejected", "timeout", or "error": the verifier or th
        message   why not, in Lean's words where they are Lean's
        seconds   its share of the Lean process that decided
 
-What is trusted is Lean's kernel and its list of axioms. What they cannot see, a lexical filter stops beforehand.
+What is trusted is Lean's kernel and its list of axioms. What they cannot see, a lexical filter stops beforehand. A run that
+was stopped is continued by the same command: what is verified already stands in OUT.part-HASH.
 """
 import argparse
 import bisect
@@ -42,7 +45,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, fail, read_jsonl, write_jsonl
+from advantage import at_least, fail, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -198,12 +201,11 @@ class Lean(NamedTuple):
 
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder, and whatever ends the
 # shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, command.
-GUARD = """trap 'if [ "$lean" ]; then kill -9 $lean; fi; rm -rf "$folder"' EXIT
-trap 'exit 143' TERM INT HUP
+GUARD = """trap 'kill -9 $lean; rm -rf "$folder"; kill -9 0' TERM INT HUP
 [ "$PPID" = "$1" ] && folder=$(mktemp -d) || exit 97
 exec 3<&0
 (ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"; shift 2; exec "$@" <&3 3<&-) & lean=$!
-wait $lean; code=$?; lean=; exit $code"""
+wait $lean; code=$?; rm -rf "$folder"; exit $code"""
 WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
 # Linux namespaces, the strongest that work without privileges: no network; where possible also no other process in sight, all
 # gone when the first one goes, and a limit on their number.
@@ -266,6 +268,16 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     return found
 
 
+def message_of(line):
+    """A line of output as one of Lean's messages; a line that is none of them as {"severity": "output", ...}."""
+    try:
+        message = json.loads(line)
+        message["pos"]["line"], message["severity"], message["data"] + ""
+        return message
+    except (ValueError, TypeError, KeyError):
+        return {"severity": "output", "data": line.decode("utf-8", "replace"), "pos": {"line": 0}}
+
+
 def run_lean(source, lean, timeout, tag=None, stop=None):
     """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died). Nothing of it is left over.
 
@@ -301,13 +313,7 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
                 rest = pieces.pop()
                 if tag and any(tag.encode() in line for line in pieces):
                     deadline = time.monotonic() + timeout
-                for line in pieces:
-                    if line.startswith(b"INTERNAL PANIC"):
-                        trouble = line.decode("utf-8", "replace")
-                    try:
-                        messages.append(json.loads(line))
-                    except ValueError:  # not a message, but what the process itself says
-                        messages.append({"severity": "output", "data": line.decode("utf-8", "replace"), "pos": {"line": 0}})
+                messages += map(message_of, pieces)
                 if size > OUTPUT_MB << 20:
                     trouble = f"its output passed {OUTPUT_MB} MB"
     finally:
@@ -318,8 +324,9 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
                 end()
         process.wait()
         os.close(ours)
-    if not trouble and (process.returncode not in (0, 1) or process.returncode == 1 and not messages):
-        said = " ".join(message["data"] for message in messages if message["severity"] == "output")
+    said = " ".join(message["data"] for message in [*messages, message_of(rest)] if message["severity"] == "output")
+    panic = "INTERNAL PANIC" in said  # out of memory, with the exit code of an ordinary error
+    if not trouble and (panic or process.returncode not in (0, 1) or process.returncode == 1 and not messages):
         trouble = f"Lean ended with code {process.returncode}: {said[-200:].strip()}"
     return messages, trouble
 
