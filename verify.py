@@ -563,12 +563,11 @@ def resumed(part, rows):
     with open(part, "ab+") as file:
         file.seek(0)
         for line in file:
-            row = next((row for row in rows if row), None)
-            try:
-                before = json.loads(line) if line.endswith(b"\n") else {}
-            except ValueError:
-                before = {}
-            if not row or dict(before, **{name: row.get(name) for name in ADDED}) != dict(row, **{name: row.get(name) for name in ADDED}):
+            row, before = next((row for row in rows if row), None), None
+            with contextlib.suppress(ValueError):
+                before = json.loads(line)  # the last line may be half written
+            same = row and isinstance(before, dict) and all(name in before for name in ADDED) and line.endswith(b"\n")
+            if not same or dict(before, **dict.fromkeys(ADDED)) != dict(row, **dict.fromkeys(ADDED)):
                 rows = itertools.chain([row] if row else [], rows)
                 break
             verdicts.append(before["verdict"])

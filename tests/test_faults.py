@@ -202,7 +202,8 @@ def running():
 
 
 @needs_lean
-def test_resume_takes_only_what_fits(tmp_path):
+@pytest.mark.parametrize("spoiled", [[{"completion": "other"}], [3], [{}], []])
+def test_resume_takes_only_what_fits(spoiled, tmp_path):
     """Other samples or another time limit start anew; rows that are the same are kept as they are."""
     rows, expected = fault_rows(30, {})
     write(tmp_path / "rows", rows)
@@ -213,7 +214,8 @@ def test_resume_takes_only_what_fits(tmp_path):
     settings = next(iter(tmp_path.glob("out.part-*")), None)
     assert settings is None
     name = verify.part_name(tmp_path / "out", ["auto", None, None, 50.0, 200000, "lean"])
-    write(tmp_path / os.path.basename(name), [dict(one, message="kept", seconds=7.0) for one in lines[:10]] + [dict(one, completion="other") for one in lines[10:20]])
+    kept = [dict(one, message="kept", seconds=7.0) for one in lines]
+    write(tmp_path / os.path.basename(name), kept[:10] + spoiled + kept[11:20])
     assert start(tmp_path / "rows", "--out", tmp_path / "out", "--timeout", 50).wait() == 0
     again = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
     assert [one["message"] == "kept" for one in again] == [True] * 10 + [False] * 20 and verdicts(tmp_path / "out") == expected
