@@ -80,7 +80,9 @@ def at_least(kind, low, exclusive=False, high=math.inf):
     """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
         number = kind(text)
-        if not math.isfinite(number) or number < low or (exclusive and number == low):
+        if not math.isfinite(number):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        if number < low or (exclusive and number == low):
             raise argparse.ArgumentTypeError(f"{text} is not {'above' if exclusive else 'at least'} {low}")
         if number > high:
             raise argparse.ArgumentTypeError(f"{text} is more than {high}")

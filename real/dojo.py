@@ -52,9 +52,9 @@ def check_dojo(project):
         fail("lean-dojo needs Python 3.12 or older; use such a one, or leave --verifier out")
     if importlib.util.find_spec("lean_dojo") is None:
         fail("lean-dojo is missing; pip install lean-dojo==2.2.0, or leave --verifier out")
-    for command in ("git", "elan", "lake", "lean"):
-        if not shutil.which(command):
-            fail(f"lean-dojo needs the command '{command}'; install git, and elan from https://lean-lang.org")
+    if missing := [command for command in ("git", "elan", "lake", "lean") if not shutil.which(command)]:
+        names = "', '".join(missing)
+        fail(f"lean-dojo needs the command '{names}'; install git, and elan from https://lean-lang.org")
     text = {}
     for name in TAKEN_OVER:
         try:
@@ -62,7 +62,10 @@ def check_dojo(project):
                 text[name] = file.read().strip()
         except OSError:
             fail(f"{project} has no {name}; --project is the folder of a Lake project that was built with `lake build`")
-    packages = json.loads(text["lake-manifest.json"])["packages"]
+    try:
+        packages = [dict(one, name=one["name"]) for one in json.loads(text["lake-manifest.json"])["packages"]]
+    except (ValueError, KeyError, TypeError):
+        fail(f"{project}/lake-manifest.json is not what Lake writes; make it again with `lake update`")
     if "mathlib" not in [one["name"] for one in packages] or not all(one.get("url") and one.get("rev") for one in packages):
         fail(f"{project}/lake-manifest.json must list mathlib, and each package with its git url and rev; require them so")
     toolchain, dojo = text["lean-toolchain"], importlib.metadata.version("lean-dojo")

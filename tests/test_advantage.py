@@ -249,7 +249,7 @@ def test_command(tmp_path):
     ("text.jsonl --out out.jsonl", "has the reward 'right'"),
     ("verified.jsonl --out none/out.jsonl", "cannot write"),
     ("verified.jsonl --out out.jsonl --unlikeliness -1", "at least 0"),
-    ("verified.jsonl --out out.jsonl --unlikeliness nan", "at least 0"),
+    ("verified.jsonl --out out.jsonl --unlikeliness nan", "not a finite number"),
     ("verified.jsonl --out out.jsonl --unlikeliness much", "invalid float"),
     ("verified.jsonl --out out.jsonl --rank-by mood", "invalid choice"),
     ("verified.jsonl --out out.jsonl --nonsense", "unrecognized"),

@@ -124,6 +124,8 @@ def test_check_passes_and_each_lack_has_its_sentence(commands, tmp_path, monkeyp
     assert "has no lean-toolchain" in sentence(capsys, str(tmp_path))
     packages = [dict(MANIFEST["packages"][0], type="path", url=None, rev=None, dir="../mathlib4")]
     assert "git url and rev" in sentence(capsys, make_project(tmp_path / "local", manifest={"packages": packages}))
+    for manifest in ([], "{", {"packages": 3}, {"packages": [{}]}):
+        assert "lake update" in sentence(capsys, make_project(tmp_path / "broken", manifest=manifest))
     assert "must list mathlib" in sentence(capsys, make_project(tmp_path / "bare", manifest={"packages": []}))
 
 
@@ -290,7 +292,7 @@ def test_the_command(stand_in, commands, tmp_path, monkeypatch, capsys):
         verify.main()
         out = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
         assert [one["verdict"] for one in out] == ["proved"] * 6 + ["rejected"] * 7
-    assert len(stand_in("trace")) == 1 and len(stand_in("accepted")) == 12
+    assert len(stand_in("trace")) == 1 and len([line for line in stand_in("accepted") if "sorry" not in line]) == 12
     monkeypatch.setattr(sys, "argv", ["verify.py", *words, "--follow"])
     capsys.readouterr()
     with pytest.raises(SystemExit):

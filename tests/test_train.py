@@ -373,7 +373,7 @@ def test_resume_refuses_other_settings_and_a_second_run_refuses_the_folder(whole
 
 
 BAD = [
-    ("--steps -1", "at least 1"), ("--steps x", "invalid int"), ("--lr nan", "at least 0"), ("--kl -0.1", "at least 0"),
+    ("--steps -1", "at least 1"), ("--steps x", "invalid int"), ("--lr nan", "not a finite number"), ("--kl -0.1", "at least 0"),
     ("--clip 0", "above 0"), ("--temperature 0", "above 0"), ("--grad-skip -3", "above 0"), ("--ppo-epochs 0", "at least 1"),
     ("--unlikeliness minus", "invalid float"), ("--dtype int8", "invalid choice"), ("--problems no_such.jsonl", "no_such.jsonl"),
     ("--model toy", "toy"), ("--device cudo", "cudo"), ("--lean no-such-lean", "no-such-lean"), ("--out /proc/x", "/proc/x"),

@@ -189,6 +189,39 @@ def test_fence_and_truncation(monkeypatch):
     assert "truncated" in verify.proof_or_verdict(row("p", "\n  trivial", finish_reason="length"))[1][1]
 
 
+@needs_lean
+def test_a_bad_statement_is_an_error_for_every_row_of_it():
+    """Also for those that Lean would not have to be asked about: nobody's wrong proof, so no row of it counts."""
+    bad = {"statement": "theorem bad (p : Prop) : 1 + 1 = p := by"}
+    rows = [dict(bad, completion="\n  sorry"), dict(bad, completion=" trivial", finish_reason="length"), row("p → p", "\n  sorry"),
+            dict(row("p → p", "\n  exact id"), finish_reason="length")]
+    assert judge(rows) == ["error", "error", "rejected", "rejected"]
+
+
+@needs_lean
+def test_a_statement_may_begin_anywhere_in_its_line():
+    proof = "\n" + " " * 10 + "intro h\n" + " " * 10 + "exact h"
+    statements = ["  theorem thm (p : Prop) : p → p := by", "/- c -/ theorem thm (p : Prop) : p → p := by", "theorem thm (p : Prop) :\n    p → p := by\n"]
+    assert judge([{"statement": statement, "completion": proof} for statement in statements]) == ["proved"] * 3
+
+
+def test_a_lean_that_cannot_run_is_refused(tmp_path):
+    lean = tmp_path / "lean"
+    lean.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Lean (version 4.20.0)" && exit\necho boom: no library\nexit 1\n')
+    lean.chmod(0o755)
+    (tmp_path / "in").write_text(GOOD, encoding="utf-8")
+    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--lean", str(lean), "--header", ""],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "boom" in done.stderr and not (tmp_path / "out").exists()
+
+
+@needs_lean
+def test_what_the_verifier_could_not_judge_is_told(tmp_path):
+    (tmp_path / "in").write_text(json.dumps(row("p → nonsense", "\n  exact id", header="import Mathlib")), encoding="utf-8")
+    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(tmp_path / "in"), "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0 and "no verdict on 1 rows" in done.stderr and "bad statement" in done.stderr and "its own header" in done.stderr
+
+
 GOOD = json.dumps(row("p → p", "\n  exact id"))
 
 
@@ -196,13 +229,15 @@ GOOD = json.dumps(row("p → p", "\n  exact id"))
     (None, [], "cannot read"), ("", [], "no rows"), (GOOD + "\n{", [], "line 2"), ('{"statement": "x"}', [], "'completion' is missing"),
     ('{"statement": "theorem x : True", "completion": ""}', [], "line 1: the statement"), ('{"statement": "x := by", "completion": 3}', [], "line 1: 'completion'"),
     (GOOD, ["--workers", "0"], "at least 1"), (GOOD, ["--timeout", "nan"], "timeout"), (GOOD, ["--nonsense"], "nonsense"), (GOOD, ["--lean", "no-such-lean x"], "no-such-lean"),
-    (GOOD, ["--lean", ""], "no command"), (GOOD, ["--out", "/no/such/folder/x"], "cannot write"), (GOOD, ["--lean", "false"], "does not run"),
+    (GOOD, ["--lean", ""], "no command"), (GOOD, ["--out", "/no/such/folder/x"], "cannot write"), (GOOD, ["--out", "."], "cannot write"), (GOOD, ["--lean", "'x"], "quotation"),
+    (GOOD, ["--header", "import Nothing"], "--header"), (GOOD, ["--timeout", "inf"], "finite"), (GOOD, ["--out", "{rows}"], "another --out"), (GOOD, ["--lean", "false"], "does not run"),
 ])
 def test_bad_input_is_one_sentence(content, flags, words, tmp_path):
     path = tmp_path / "rows.jsonl"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(path), "--out", str(tmp_path / "out"), *flags], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), str(path), "--out", str(tmp_path / "out"), *[flag.format(rows=path) for flag in flags]],
+                          capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
