@@ -3,6 +3,7 @@
     python sample.py --model runs/base --problems problems.jsonl --num-samples 32 --out samples.jsonl
     python sample.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems minif2f-test.jsonl --num-samples 32 \\
         --out samples.jsonl --template deepseek --device cuda --dtype bfloat16
+    python sample.py ... --engine vllm --dtype bfloat16     # vLLM on all GPUs: real/vllm_engine.py
 
 Reads: problems as JSONL: id, statement, which ends with ":= by", and if wanted header, informal; real/problems.py makes such
        a file of the paper's release, miniF2F or Lean Workbook.
@@ -14,23 +15,25 @@ Adds:  sample          index in the group, 0 .. G-1; the rows of a group follow 
        finish_reason   "stop" (end-of-text, or the closing fence of the deepseek template) or "length"
        model, template
 A run that was stopped is continued by the same command. The same seed gives the same samples whatever the batch size
-(but for a draw that falls within float noise of the border between two tokens).
+(but for a draw that falls within float noise of the border between two tokens), or, with vLLM, the number of engines.
 """
 import argparse
 import copy
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from advantage import at_least, fail, read_jsonl
@@ -74,8 +77,9 @@ def build_prompt(problem, template):
     return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}\n"
 
 
-def load_model(path, dtype="float32", device="cpu"):
-    """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path."""
+def load_model(path, dtype="float32", device="cpu", weights=True):
+    """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path. Without
+    weights the model is only its config and generation_config: the weights are vLLM's then."""
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
     if not os.path.exists(path):
@@ -83,6 +87,13 @@ def load_model(path, dtype="float32", device="cpu"):
     options = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        if not weights:
+            model = SimpleNamespace(config=AutoConfig.from_pretrained(path, **options))
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=os.path.exists(path))
+            except OSError:  # it has no such file
+                model.generation_config = GenerationConfig.from_model_config(model.config)
+            return model, tokenizer
         options |= dict(dtype=getattr(torch, dtype), output_loading_info=True)
         model, report = AutoModelForCausalLM.from_pretrained(path, **options)
         model = model.to(device).eval()
@@ -195,23 +206,40 @@ def plan_batches(lengths, num_samples, max_new_tokens, batch_tokens):
     return batches
 
 
-def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max_new_tokens=512, template="bare", seed=0,
-                batch_tokens=131072, progress=True, model_name="", skip=0):
-    """A generator of rows, group by group in the order of the problems, without the first `skip` groups. Another engine
-    would stand beside this function and yield the same rows.
-    No top-p, no top-k: the policy that samples is the policy that is trained."""
+def encode(model, tokenizer, problems, template, max_new_tokens, limit=None):
+    """(the token ids of each problem's prompt, the ids that end a text); ends the program where a prompt is too long."""
     prompts = [tokenizer(build_prompt(problem, template)).input_ids for problem in problems]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = limit or getattr(model.config, "max_position_embeddings", None)
     for problem, prompt in zip(problems, prompts):
         if limit and len(prompt) + max_new_tokens > limit:
             fail(f"problem {problem['id']}: its {len(prompt)} tokens and {max_new_tokens} new ones pass the model's limit of"
                  f" {limit}; lower --max-new-tokens or leave the problem out")
     eos = model.generation_config.eos_token_id
-    eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+    return prompts, {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+
+
+def group_rows(problem, prompt, found, tokenizer, eos, template, model_name):
+    """Yields the rows of a group; found: (completion_ids, logprobs, finish_reason) of each sample."""
+    text = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    anchor = prompt[-1:]  # on their own, some tokenizers drop a completion's leading space
+    for sample, (ids, logprobs, reason) in enumerate(found):
+        if not np.isfinite(logprobs).all():
+            fail(f"problem {problem['id']}: the model's logits are not finite; try --dtype float32")
+        completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)):]
+        completion = "\n" + completion if template == "deepseek" else completion  # statement + completion is Lean
+        yield dict(problem, sample=sample, prompt_ids=prompt, completion=completion, completion_ids=ids,
+                   logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name, template=template)
+
+
+def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max_new_tokens=512, template="bare", seed=0,
+                batch_tokens=131072, progress=True, model_name="", skip=0):
+    """A generator of rows, group by group in the order of the problems, without the first `skip` groups. vllm_rows in
+    real/vllm_engine.py yields rows of the same kind.
+    No top-p, no top-k: the policy that samples is the policy that is trained."""
+    prompts, eos = encode(model, tokenizer, problems, template, max_new_tokens)
     backticks = [k for piece, k in tokenizer.get_vocab().items() if "`" in piece and template == "deepseek"]
     stops = [torch.tensor(sorted(ids), dtype=torch.long, device=model.device) for ids in (eos, backticks)]
     batches = plan_batches([len(prompt) for prompt in prompts], num_samples, max_new_tokens, batch_tokens)
-    text = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def generate():
         bar = tqdm(total=len(problems) * num_samples, initial=skip * num_samples, unit="sample", disable=not progress)
@@ -229,15 +257,7 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
                     for k, group in enumerate(groups):
                         group += found[k * copies:(k + 1) * copies]
             for k in range(max(first, skip), end):
-                anchor = prompts[k][-1:]  # on their own, some tokenizers drop a completion's leading space
-                for sample, (ids, logprobs, reason) in enumerate(groups[k - first]):
-                    if not np.isfinite(logprobs).all():
-                        fail(f"problem {problems[k]['id']}: the model's logits are not finite; try --dtype float32")
-                    completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)):]
-                    completion = "\n" + completion if template == "deepseek" else completion  # statement + completion is Lean
-                    yield dict(problems[k], sample=sample, prompt_ids=prompts[k], completion=completion, completion_ids=ids,
-                               logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name,
-                               template=template)
+                yield from group_rows(problems[k], prompts[k], groups[k - first], tokenizer, eos, template, model_name)
         bar.close()
 
     return generate()
@@ -245,7 +265,8 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
 
 def part_file(args, problems):
     """(name, number of complete groups) of the rows that an interrupted run with the same settings has left behind."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("problems", "limit", "out")}
+    free = ("problems", "limit", "out", "gpus", "gpu_memory_utilization")  # what may be another one in the run that continues
+    settings = {key: value for key, value in vars(args).items() if key not in free}
     files = sorted(os.scandir(args.model), key=lambda file: file.name) if os.path.isdir(args.model) else []
     depends_on = json.dumps([settings, problems, [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]])
     part = f"{args.out}.part-{hashlib.sha256(depends_on.encode()).hexdigest()[:12]}"
@@ -256,6 +277,25 @@ def part_file(args, problems):
         groups = len(lines) // args.num_samples
         file.truncate(sum(map(len, lines[:groups * args.num_samples])))
     return part, groups
+
+
+def add_engine_flags(parser):
+    """The flags of the sampler's engine, which train.py has too."""
+    count = at_least(int, 1)
+    parser.add_argument("--engine", choices=["torch", "vllm", "auto"], default="torch", help="auto: vllm where it is installed and a GPU is there")
+    parser.add_argument("--gpus", type=count, help="vllm: how many GPUs sample (default: all; without any, how many engines, 1)")
+    parser.add_argument("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
+    parser.add_argument("--gpu-memory-utilization", type=at_least(float, 0, exclusive=True, high=1),
+                        help="vllm: share of a GPU's memory that it takes (default: vLLM's)")
+    parser.add_argument("--max-model-len", type=count, help="vllm: tokens of prompt and completion at most (default: the model's limit)")
+
+
+def choose_engine(engine):
+    """"torch" or "vllm" for --engine; vllm is not imported, it would lay hands on the GPUs."""
+    found = importlib.util.find_spec("vllm") is not None
+    if engine == "vllm" and not found:
+        fail("vllm is not installed; pip install -r requirements-gpu.txt, or pass --engine torch")
+    return engine if engine != "auto" else "vllm" if found and torch.cuda.is_available() else "torch"
 
 
 def main():
@@ -273,16 +313,24 @@ def main():
     parser.add_argument("--batch-tokens", type=at_least(int, 1), default=131072, help="places in the KV cache")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the model's weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add_engine_flags(parser)
     args = parser.parse_args()
+    args.engine = choose_engine(args.engine)
     problems = read_problems(args.problems, args.limit)
     if os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(args.out) or "."):
         fail(f"cannot write {args.out}: it is a folder or in none that exists; choose another --out")
-    model, tokenizer = load_model(args.model, args.dtype, args.device)
+    model, tokenizer = load_model(args.model, args.dtype, args.device, weights=args.engine == "torch")
     try:
         part, complete = part_file(args, problems)
-        rows = sample_rows(model, tokenizer, problems, args.num_samples, temperature=args.temperature, seed=args.seed,
-                           max_new_tokens=args.max_new_tokens, template=args.template, batch_tokens=args.batch_tokens,
-                           model_name=args.model, skip=complete)
+        options = dict(temperature=args.temperature, seed=args.seed, max_new_tokens=args.max_new_tokens, template=args.template,
+                       model_name=args.model, skip=complete)
+        if args.engine == "vllm":
+            from real import vllm_engine  # here, not above: it imports this file
+            encode(model, tokenizer, problems, args.template, args.max_new_tokens, args.max_model_len)  # before minutes of loading
+            engines = vllm_engine.start_engines(args.model, args)
+            rows = vllm_engine.vllm_rows(engines, model, tokenizer, problems, args.num_samples, limit=args.max_model_len, **options)
+        else:
+            rows = sample_rows(model, tokenizer, problems, args.num_samples, batch_tokens=args.batch_tokens, **options)
         with open(part, "a", encoding="utf-8") as file:
             group = ""
             for row in rows:

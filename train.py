@@ -28,7 +28,8 @@ from transformers.utils import logging
 
 from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
-from sample import load_model, read_problems, sample_rows
+from sample import add_engine_flags, choose_engine, load_model, read_problems, sample_rows
+from real.vllm_engine import rest, start_engines, sync, vllm_rows
 from verify import find_lean, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
@@ -154,7 +155,7 @@ def whole(path, count, key):
     os.makedirs(os.path.dirname(path), exist_ok=True)
 
 
-def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, seed, args, progress=False):
+def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, seed, args, progress=False, engines=None):
     """folder/samples.jsonl and folder/verified.jsonl, the second in the making while the first still is: Lean judges what is
     sampled already. Returns the verified rows, the seconds of sampling, and those of verifying after it."""
     count, start, sampled = len(problems) * num_samples, time.time(), []
@@ -162,10 +163,13 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
         write_jsonl(f"{folder}/problems.jsonl", problems)
 
     def sampling():
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            yield from sample_rows(model, tokenizer, problems, num_samples, temperature=args.temperature, seed=seed,
-                                   max_new_tokens=args.max_new_tokens, template=args.template, progress=progress,
-                                   batch_tokens=args.batch_tokens, model_name=f"{args.out}@{os.path.basename(folder)}")
+        options = dict(temperature=args.temperature, seed=seed, max_new_tokens=args.max_new_tokens, template=args.template,
+                       progress=progress, model_name=f"{args.out}@{os.path.basename(folder)}")
+        if engines:
+            yield from vllm_rows(engines, model, tokenizer, problems, num_samples, limit=args.max_model_len, **options)
+        else:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                yield from sample_rows(model, tokenizer, problems, num_samples, batch_tokens=args.batch_tokens, **options)
         sampled.append(time.time())
 
     rows = whole(f"{folder}/verified.jsonl", count, "reward")
@@ -204,7 +208,8 @@ def last_checkpoint(out):
 
 def open_run(args):
     """Makes the run folder, or checks that the one to be resumed was made with the same flags."""
-    path, free = f"{args.out}/args.json", ("resume", "steps", "save_every", "workers")
+    path, free = f"{args.out}/args.json", ("resume", "steps", "save_every", "workers", "gpus", "tensor_parallel",
+                                           "gpu_memory_utilization", "max_model_len", "sleep")
     if os.path.exists(path) and (args.advantages or not args.resume):
         fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
     try:
@@ -311,7 +316,10 @@ def parse_args():
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")
+    add_engine_flags(parser)
+    parser.add_argument("--sleep", action="store_true", help="vllm: gives its memory back for the time of an update")
     args = parser.parse_args()
+    args.engine = choose_engine(args.engine)
     settings = f"unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
     args.out = args.out or f"runs/{settings}"
     return args
@@ -325,6 +333,8 @@ def main():
     held_out = read_problems(args.eval_problems) if args.eval_samples else []
     open_run(args)
     checkpoint = last_checkpoint(args.out)
+    vllm = args.engine == "vllm" and not args.advantages
+    engines = start_engines(checkpoint or args.model, args, args.sleep) if vllm else []  # first: they measure the free memory
     model, tokenizer = load_model(checkpoint or args.model, "float32", args.device)
     reference = load_model(args.model, "float32", args.device)[0].requires_grad_(False) if args.kl else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
@@ -355,18 +365,22 @@ def main():
         if held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
             print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
             sample_and_verify(model, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
-                              sampler_seed(args, EVALUATION), args, progress=True)
+                              sampler_seed(args, EVALUATION), args, progress=True, engines=engines)
 
     evaluate(first)
     for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training"):
         folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
         rows, seconds_sample, seconds_verify = sample_and_verify(
-            model, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args)
+            model, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
         rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by)))
         buffer += [row for row in rows if row["advantage"] is not None]
         metrics, start = step_metrics(step, rows), time.time()
         if len(buffer) >= args.train_batch:
+            if args.sleep:
+                rest(engines)
             metrics |= update(model, reference, optimizer, buffer, args, step)
+            if engines:
+                sync(engines, model, args.dtype)
             buffer = []
         metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
         history.append(metrics)
