@@ -29,7 +29,7 @@ from tqdm import tqdm
 from advantage import fail
 from sample import encode, group_rows
 
-AT_ONCE = 1024  # samples an engine has at least while there are any: more than vLLM computes at a time
+AT_ONCE = 1024  # samples an engine has before it while there are any; vLLM computes half of them at a time
 LOUD = "VLLM_LOGGING_LEVEL" in os.environ
 
 
@@ -68,7 +68,7 @@ def engine_main(pipe, options, sleeps):
                     found = [(list(one.token_ids), [entry[token].logprob for token, entry in zip(one.token_ids, one.logprobs)],
                               one.finish_reason) for one in output.outputs]
                     if other := {reason for *_, reason in found} - {"stop", "length"}:
-                        raise RuntimeError(f"a completion ended with {other}")
+                        raise RuntimeError(f"a completion ended with '{other.pop()}'")
                     pipe.send(("group", (output.request_id, found)))
                 continue
             name, value = inbox.get()
@@ -92,7 +92,7 @@ def engine_main(pipe, options, sleeps):
             pipe.send(("done", None))
     except Exception as error:  # whatever it is, this engine is of no use any more
         with contextlib.suppress(OSError):
-            pipe.send(("failed", (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")))
+            pipe.send(("failed", " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")))
 
 
 def start_engines(model, args, sleep=False):
@@ -108,6 +108,10 @@ def start_engines(model, args, sleep=False):
     options = dict(model=model, dtype=args.dtype, max_model_len=args.max_model_len, tensor_parallel_size=size, seed=0,
                    gpu_memory_utilization=args.gpu_memory_utilization, logprobs_mode="processed_logprobs", enable_sleep_mode=sleep,
                    enforce_eager=not cuda, generation_config="vllm", disable_log_stats=True)
+    if cuda:
+        options |= dict(max_num_seqs=AT_ONCE // 2, max_num_batched_tokens=8192)  # its own are for a server that must answer soon
+    else:  # a prompt in two pieces and a seed are too much for vLLM's sampler on a CPU
+        options |= dict(max_num_seqs=AT_ONCE // 4, enable_chunked_prefill=False)
     options = {name: value for name, value in options.items() if value is not None}
     before, engines = dict(os.environ), []
     torchrun = [name for name in before if name.startswith(("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")) or name.endswith("RANK")
@@ -146,14 +150,14 @@ def stop(engines):
 
 def answer(engine, task):
     """What the engine says next; ends the program with one sentence where it has failed or died."""
-    hint = "" if LOUD else "; VLLM_LOGGING_LEVEL=INFO shows what vLLM says"
+    hint = "what is done so far is kept" if LOUD else "what is done so far is kept, and VLLM_LOGGING_LEVEL=INFO shows what vLLM says"
     try:
         name, value = engine.pipe.recv()
     except (EOFError, ConnectionError):
         engine.process.join(20)
-        fail(f"vLLM's engine {engine.name} died while {task} (exit code {engine.process.exitcode}){hint}")
+        fail(f"vLLM's engine {engine.name} died while {task} (exit code {engine.process.exitcode}); {hint}")
     if name == "failed":
-        fail(f"vLLM's engine {engine.name} failed while {task} ({value}){hint}")
+        fail(f"vLLM's engine {engine.name} failed while {task} ({value}); {hint}")
     return value
 
 
@@ -188,7 +192,7 @@ def vllm_rows(engines, model, tokenizer, problems, num_samples, *, temperature=1
             heard = multiprocessing.connection.wait([pipe for pipe in busy if busy[pipe]])
             for engine in engines:
                 if engine.pipe in heard:
-                    key, found = answer(engine, "sampling; what is done so far is kept")
+                    key, found = answer(engine, "sampling")
                     ready[int(key)], busy[engine.pipe] = found, busy[engine.pipe] - 1
                     bar.update(num_samples)
             while first in ready:
@@ -211,7 +215,7 @@ def sync(engines, model, dtype="float32", state=None):
     """Gives the engines the model's weights, or those of a full state dict, through a folder in memory."""
     if model.config.tie_word_embeddings and not torch.cuda.is_available():
         fail("vLLM on a CPU goes on with the old embeddings where a model ties them; train it with --engine torch")
-    state = {name: weight.detach().to(getattr(torch, dtype)) for name, weight in (state or model.state_dict()).items()}
+    state = {name: weight.detach().to("cpu", getattr(torch, dtype)) for name, weight in (state or model.state_dict()).items()}
     size = sum(weight.nbytes for weight in state.values())
     memory = next((path for path in ("/dev/shm",) if os.path.isdir(path) and shutil.disk_usage(path).free > 1.1 * size), None)
     with tempfile.TemporaryDirectory(prefix="weights-", dir=memory) as folder:  # a fresh one: vLLM remembers those it has seen
