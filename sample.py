@@ -282,12 +282,13 @@ def part_file(args, problems):
 def add_engine_flags(parser):
     """The flags of the sampler's engine, which train.py has too."""
     count = at_least(int, 1)
-    parser.add_argument("--engine", choices=["torch", "vllm", "auto"], default="torch", help="auto: vllm where it is installed and a GPU is there")
-    parser.add_argument("--gpus", type=count, help="vllm: how many GPUs sample (default: all; without any, how many engines, 1)")
+    parser.add_argument("--engine", choices=["torch", "vllm", "auto"], default="torch",
+                        help="auto: vllm where it is installed and a GPU is there")
+    parser.add_argument("--gpus", type=count, help="vllm: how many GPUs sample (default: all; on a CPU processes stand for them)")
     parser.add_argument("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
     parser.add_argument("--gpu-memory-utilization", type=at_least(float, 0, exclusive=True, high=1),
                         help="vllm: share of a GPU's memory that it takes (default: vLLM's)")
-    parser.add_argument("--max-model-len", type=count, help="vllm: tokens of prompt and completion at most (default: the model's limit)")
+    parser.add_argument("--max-model-len", type=count, help="vllm: tokens of a prompt and its completion (default: the model's limit)")
 
 
 def choose_engine(engine):
@@ -326,9 +327,10 @@ def main():
                        model_name=args.model, skip=complete)
         if args.engine == "vllm":
             from real import vllm_engine  # here, not above: it imports this file
-            encode(model, tokenizer, problems, args.template, args.max_new_tokens, args.max_model_len)  # before minutes of loading
+            options |= dict(limit=args.max_model_len)
+            encode(model, tokenizer, problems, args.template, args.max_new_tokens, args.max_model_len)  # fails before the loading
             engines = vllm_engine.start_engines(args.model, args)
-            rows = vllm_engine.vllm_rows(engines, model, tokenizer, problems, args.num_samples, limit=args.max_model_len, **options)
+            rows = vllm_engine.vllm_rows(engines, model, tokenizer, problems, args.num_samples, **options)
         else:
             rows = sample_rows(model, tokenizer, problems, args.num_samples, batch_tokens=args.batch_tokens, **options)
         with open(part, "a", encoding="utf-8") as file:

@@ -4,6 +4,7 @@
     python train.py --out runs/default                                         # the same with plain GRPO
     python train.py --advantages advantages.jsonl --out runs/by-hand           # one update on a file of advantage.py
     python train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems lean_workbook.jsonl --template deepseek ...
+    python train.py --engine vllm --dtype bfloat16 ...                         # vLLM samples: real/vllm_engine.py
 
 Reads: problems (id, statement). Each step goes through the other stages' files, runs/NAME/step_00012/samples.jsonl,
 verified.jsonl and advantages.jsonl, and adds a row to runs/NAME/metrics.jsonl; `--resume` continues a killed run from

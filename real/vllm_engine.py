@@ -41,7 +41,8 @@ class Engine(NamedTuple):
 
 
 def engine_main(pipe, options, sleeps):
-    """The process of an engine. Commands are (name, value) pairs; the answers: "done", a "group" for each "sample", or "failed"."""
+    """The process of an engine. Commands and answers are pairs (name, value); a "sample" is answered by its "group", the others
+    by "done", and anything by "failed"."""
     def listen():
         with contextlib.suppress(EOFError, OSError):
             while True:
@@ -106,16 +107,16 @@ def start_engines(model, args, sleep=False):
     if sleep and not cuda:
         fail("--sleep frees a GPU's memory, and there is no GPU; leave it out")
     options = dict(model=model, dtype=args.dtype, max_model_len=args.max_model_len, tensor_parallel_size=size, seed=0,
-                   gpu_memory_utilization=args.gpu_memory_utilization, logprobs_mode="processed_logprobs", enable_sleep_mode=sleep,
-                   enforce_eager=not cuda, generation_config="vllm", disable_log_stats=True)
+                   gpu_memory_utilization=args.gpu_memory_utilization, logprobs_mode="processed_logprobs",
+                   enable_sleep_mode=sleep, enforce_eager=not cuda, generation_config="vllm", disable_log_stats=True)
     if cuda:
         options |= dict(max_num_seqs=AT_ONCE // 2, max_num_batched_tokens=8192)  # its own are for a server that must answer soon
     else:  # a prompt in two pieces and a seed are too much for vLLM's sampler on a CPU
         options |= dict(max_num_seqs=AT_ONCE // 4, enable_chunked_prefill=False)
     options = {name: value for name, value in options.items() if value is not None}
     before, engines = dict(os.environ), []
-    torchrun = [name for name in before if name.startswith(("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_")) or name.endswith("RANK")
-                or name.endswith("WORLD_SIZE")]  # the trainer's, not vLLM's
+    torchrun = [name for name in before if name.startswith(("MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_"))
+                or name.endswith(("RANK", "WORLD_SIZE"))]  # the trainer's, not vLLM's
     changes = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_NO_USAGE_STATS="1") | before | dict(
         VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_WORKER_MULTIPROC_METHOD="spawn")
     atexit.register(stop, engines)  # before multiprocessing would wait for them
@@ -150,7 +151,7 @@ def stop(engines):
 
 def answer(engine, task):
     """What the engine says next; ends the program with one sentence where it has failed or died."""
-    hint = "what is done so far is kept" if LOUD else "what is done so far is kept, and VLLM_LOGGING_LEVEL=INFO shows what vLLM says"
+    hint = "what is done so far is kept" + ("" if LOUD else ", and VLLM_LOGGING_LEVEL=INFO shows what vLLM says")
     try:
         name, value = engine.pipe.recv()
     except (EOFError, ConnectionError):
@@ -175,8 +176,9 @@ def vllm_rows(engines, model, tokenizer, problems, num_samples, *, temperature=1
     if temperature < 0.01:
         fail(f"vLLM samples at a temperature of 0.01 or more, not at {temperature:g}; raise --temperature or pass --engine torch")
     fence = template == "deepseek"
-    params = dict(n=num_samples, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, flat_logprobs=True, ignore_eos=True,
-                  stop_token_ids=sorted(eos), stop=["```"] if fence else None, detokenize=fence, skip_special_tokens=False)
+    params = dict(n=num_samples, temperature=temperature, max_tokens=max_new_tokens, logprobs=0, flat_logprobs=True,
+                  ignore_eos=True, stop_token_ids=sorted(eos),  # ours, which include it
+                  stop=["```"] if fence else None, detokenize=fence, skip_special_tokens=False)
 
     def generate():
         bar = tqdm(total=len(problems) * num_samples, initial=skip * num_samples, unit="sample", disable=not progress)
@@ -217,7 +219,7 @@ def sync(engines, model, dtype="float32", state=None):
         fail("vLLM on a CPU goes on with the old embeddings where a model ties them; train it with --engine torch")
     state = {name: weight.detach().to("cpu", getattr(torch, dtype)) for name, weight in (state or model.state_dict()).items()}
     size = sum(weight.nbytes for weight in state.values())
-    memory = next((path for path in ("/dev/shm",) if os.path.isdir(path) and shutil.disk_usage(path).free > 1.1 * size), None)
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 1.1 * size else None
     with tempfile.TemporaryDirectory(prefix="weights-", dir=memory) as folder:  # a fresh one: vLLM remembers those it has seen
         try:
             model.save_pretrained(folder, state_dict=state)

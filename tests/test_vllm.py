@@ -1,4 +1,4 @@
-"""real/vllm_engine.py: with a stand-in for vllm what the processes do, and with vllm itself, where it is installed, the numbers."""
+"""real/vllm_engine.py: what its processes do, with a stand-in for vllm, and the numbers, with vllm where it is installed."""
 import importlib.util
 import json
 import multiprocessing
@@ -87,7 +87,8 @@ class LLMEngine:
 
 
 def settings(**changes):
-    return SimpleNamespace(**{**dict(dtype="float32", gpus=None, tensor_parallel=1, gpu_memory_utilization=None, max_model_len=None), **changes})
+    flags = dict(dtype="float32", gpus=None, tensor_parallel=1, gpu_memory_utilization=None, max_model_len=None)
+    return SimpleNamespace(**flags | changes)
 
 
 @pytest.fixture
@@ -124,8 +125,9 @@ def gone(pids, seconds=15):
 
 
 def run(script, *arguments, **environment):
-    return subprocess.run([sys.executable, f"{ROOT}/{script}", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=300,
-                          env=os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | environment)
+    environment = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | environment
+    return subprocess.run([sys.executable, f"{ROOT}/{script}", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT,
+                          timeout=300, env=environment)
 
 
 def the_error(done):
@@ -137,7 +139,8 @@ def the_error(done):
 
 def sample_arguments(tmp_path, count=12, **more):
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:count]))
-    flags = dict(model=BASE, problems=tmp_path / "problems.jsonl", num_samples=3, max_new_tokens=20, out=tmp_path / "out.jsonl", engine="vllm")
+    flags = dict(model=BASE, problems=tmp_path / "problems.jsonl", num_samples=3, max_new_tokens=20, engine="vllm",
+                 out=tmp_path / "out.jsonl")
     return [word for name, value in (flags | more).items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
@@ -148,7 +151,7 @@ def test_rows_come_in_order_and_do_not_depend_on_the_dealing(stand_in, monkeypat
     monkeypatch.setenv("RANK", "3")
     model, tokenizer = load_model(BASE, weights=False)
     engines = start_engines(BASE, settings(gpus=2))
-    assert os.environ["RANK"] == "3" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ  # only the engines' environment is another
+    assert os.environ["RANK"] == "3" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ  # the engines' is another
     assert all(call[3] == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "RANK": None} for call in stand_in("load"))
     options = dict(seed=5, max_new_tokens=20, progress=False, model_name="m")
     rows = list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, **options))
@@ -160,13 +163,14 @@ def test_rows_come_in_order_and_do_not_depend_on_the_dealing(stand_in, monkeypat
     assert [(list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in rows] == [
         (list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in torch_rows]
     for row in rows:
-        assert row["completion_ids"][-1] == 2 and row["finish_reason"] == "stop" and row["model"] == "m" and row["template"] == "bare"
+        assert row["completion_ids"][-1] == 2 and (row["finish_reason"], row["model"], row["template"]) == ("stop", "m", "bare")
         assert row["logprobs"] == [-token / 8 for token in row["completion_ids"]]
         assert row["completion"] == tokenizer.decode(row["completion_ids"][:-1])
     assert len({tuple(row["completion_ids"]) for row in rows}) > 30  # seeds of their own
     assert list(vllm_rows(engines[:1], model, tokenizer, PROBLEMS, 3, **options)) == rows
     assert list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, skip=5, **options)) == rows[15:]
-    assert list(vllm_rows(engines, model, tokenizer, PROBLEMS[7:9], 2, **options)) == [row for row in rows[21:27] if row["sample"] < 2]
+    fewer = [row for row in rows[21:27] if row["sample"] < 2]
+    assert list(vllm_rows(engines, model, tokenizer, PROBLEMS[7:9], 2, **options)) == fewer
     assert list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, **options | dict(seed=6))) != rows
     stop(engines)
     assert not any(alive(engine.process.pid) for engine in engines)
@@ -198,7 +202,8 @@ def test_sleep_wakes_the_weights_before_they_are_loaded_and_the_cache_after(stan
     pipe.close()
     assert gone([process.pid])
     calls = [call[1:3] for call in read_jsonl_lists(tmp_path / "log") if call[1] != "load"]
-    assert calls == [["sleep", 2], ["wake_up", ["weights"]], ["reload_weights", str(tmp_path)], ["wake_up", ["kv_cache"]], ["reset_prefix_cache"]]
+    assert calls == [["sleep", 2], ["wake_up", ["weights"]], ["reload_weights", str(tmp_path)], ["wake_up", ["kv_cache"]],
+                     ["reset_prefix_cache"]]
 
 
 def test_an_engine_that_dies_ends_the_run_and_the_same_command_continues_it(stand_in, tmp_path):
@@ -215,8 +220,9 @@ def test_an_engine_that_dies_ends_the_run_and_the_same_command_continues_it(stan
     assert (tmp_path / "out.jsonl").read_bytes().startswith(done) and not part.exists()
 
 
-@pytest.mark.parametrize("fault, words", [("load", "engine 1 of 1 failed while loading {base} (no such architecture and a second line)"),
-                                          ("abort", "engine 1 of 1 failed while sampling (a completion ended with 'abort')")])
+@pytest.mark.parametrize("fault, words", [
+    ("load", "engine 1 of 1 failed while loading {base} (no such architecture and a second line)"),
+    ("abort", "engine 1 of 1 failed while sampling (a completion ended with 'abort')")])
 def test_an_engine_that_fails_says_why(stand_in, tmp_path, monkeypatch, capsys, fault, words):
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, sample_arguments(tmp_path))])
@@ -239,8 +245,9 @@ def test_a_prefix_cache_that_stays_ends_the_run(stand_in, tiny_model_dir, monkey
 
 @pytest.mark.parametrize("how, count", [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_engines_end_with_whoever_started_them(stand_in, tmp_path, how, count):
-    process = subprocess.Popen([sys.executable, f"{ROOT}/sample.py", *map(str, sample_arguments(tmp_path, gpus=count))], text=True,
-                               stderr=subprocess.PIPE, env=os.environ | dict(SECONDS="1", OMP_NUM_THREADS="1"), start_new_session=True)
+    process = subprocess.Popen([sys.executable, f"{ROOT}/sample.py", *map(str, sample_arguments(tmp_path, gpus=count))],
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env=os.environ | dict(SECONDS="1", OMP_NUM_THREADS="1"))
     while process.poll() is None and not (os.path.exists(tmp_path / "log") and stand_in("add")):
         time.sleep(0.1)
     pids = {call[0] for call in stand_in("load")}
@@ -264,7 +271,7 @@ def test_flags(stand_in, tmp_path, monkeypatch, capsys):
                         (lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)), ["3 GPUs of 4", "--tensor-parallel"]),
                         (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
                         (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, temperature=0.001), ["--temperature", "0.001"]),
-                        (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, limit=100), ["problem t1", "limit of 100"])]:
+                        (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, limit=100), ["t1", "limit of 100"])]:
         with pytest.raises(SystemExit) as end:
             call()
         error = capsys.readouterr().err
@@ -300,7 +307,7 @@ def test_each_engine_sees_its_own_gpus(stand_in, monkeypatch):
 
 # ---- vllm itself ----
 
-LONG = [{"id": f"l{k}", "statement": "theorem h (p q : Prop)" + " (h1 : p)" * 30 + f" (h2 : {'p q r s'.split()[k]}) : p ∧ q := by"} for k in range(4)]
+LONG = [{"id": f"l{p}", "statement": "theorem h (p q : Prop)" + " (h1 : p)" * 30 + f" (h2 : {p}) : p ∧ q := by"} for p in "pqrs"]
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +353,8 @@ def test_the_dealing_changes_nothing_and_the_seed_does(engines, tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir)
     sync(engines, model)
     rows, alone, other, few = (
-        [row["completion_ids"] for row in vllm_rows(some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40, progress=False)]
+        [row["completion_ids"] for row in vllm_rows(some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40,
+                                                    progress=False)]
         for some, problems, count, seed in ((engines, PROBLEMS, 8, 0), (engines[1:], PROBLEMS, 8, 0), (engines, PROBLEMS, 8, 1),
                                             (engines, PROBLEMS[3:4], 2, 0)))
     assert rows == alone and few == rows[24:26] and rows != other
@@ -494,8 +502,9 @@ def test_a_model_that_vllm_does_not_know(tmp_path, capsys):
 
 @needs_vllm
 def test_two_training_steps(tmp_path):
-    done = run("train.py", "--engine", "vllm", "--gpus", 2, "--steps", 2, "--problems-per-step", 4, "--num-samples", 16, "--train-batch", 8,
-               "--max-new-tokens", 80, "--eval-samples", 4, "--eval-problems", few(tmp_path), "--lr", "1e-3", "--out", tmp_path / "run")
+    done = run("train.py", "--engine", "vllm", "--gpus", 2, "--steps", 2, "--problems-per-step", 4, "--num-samples", 16,
+               "--train-batch", 8, "--max-new-tokens", 80, "--eval-samples", 4, "--eval-problems", few(tmp_path), "--lr", "1e-3",
+               "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     metrics = list(read_jsonl(tmp_path / "run/metrics.jsonl"))
     print([row["logprob_gap"] for row in metrics], [row["kl"] for row in metrics])
