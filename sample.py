@@ -288,7 +288,7 @@ def add_engine_flags(parser):
     parser.add_argument("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
     parser.add_argument("--gpu-memory-utilization", type=at_least(float, 0, exclusive=True, high=1),
                         help="vllm: share of a GPU's memory that it takes (default: vLLM's)")
-    parser.add_argument("--max-model-len", type=count, help="vllm: tokens of a prompt and its completion (default: the model's limit)")
+    parser.add_argument("--max-model-len", type=count, help="vllm: tokens of prompt and completion (default: the model's)")
 
 
 def choose_engine(engine):
