@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
@@ -140,18 +141,44 @@ def deal(rows, token_budget, count):
     return [own + [[]] * (max(map(len, batches)) - len(own)) for own in batches]
 
 
-def target_logprobs(model, ids, at, targets, temperature, chunk):
-    """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L], `chunk` at a time. Logits take more memory than
-    all else where the vocabulary is large, so backward computes a chunk's logits again."""
-    def part(hidden, targets):
-        logits = model.get_output_embeddings()(hidden).float() / temperature  # [chunk, V]
-        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+class Head(torch.autograd.Function):
+    """Log-probabilities [N] of targets [N] by softmax((hidden W^T + bias) / temperature), hidden [N, H], W [V, H]. Where the
+    vocabulary is large, logits take more memory than all else: they are made for `chunk` rows at a time, and once more in
+    backward, where they become their own gradient in place."""
+    @staticmethod
+    def logits(hidden, weight, bias, temperature):
+        return torch.nn.functional.linear(hidden, weight, bias).float().div_(temperature)  # [chunk, V]
 
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[at]  # [N, H] of [B, L, H]
-    if len(targets) <= chunk:
-        return part(hidden, targets)
-    return torch.cat([recomputed(part, *pair, use_reentrant=False, preserve_rng_state=False)
-                      for pair in zip(hidden.split(chunk), targets.split(chunk))])
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return torch.cat([Head.logits(part, weight, bias, temperature).log_softmax(-1).gather(1, target[:, None])[:, 0]
+                          for part, target in zip(hidden.split(chunk), targets.split(chunk))])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight, bias, targets = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = (None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias))
+        gradient = gradient[:, None] / ctx.temperature
+        for k in range(0, len(targets), ctx.chunk):
+            rows = slice(k, k + ctx.chunk)
+            logits = Head.logits(hidden[rows], weight, bias, ctx.temperature)
+            logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_().mul_(-gradient[rows])  # d log p_t / d logits = 1[t] - p
+            logits.scatter_add_(1, targets[rows, None], gradient[rows])
+            logits = logits.to(weight.dtype)
+            of_hidden[rows] = logits @ weight
+            of_weight.addmm_(logits.T, hidden[rows])
+            if bias is not None:
+                of_bias += logits.sum(0)
+        return of_hidden, of_weight, of_bias, None, None, None
+
+
+def target_logprobs(model, ids, at, targets, temperature, chunk):
+    """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
+    hidden, head = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[at], model.get_output_embeddings()  # [N, H]
+    kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else head.weight.dtype
+    return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
 
 
 def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None):
@@ -228,12 +255,11 @@ def update(model, reference, optimizer, rows, args, step):
     rows = merge_copies(rows)
     minibatches = min(minibatches, len(rows))
     old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
-    if args.kl and reference.device != device:  # --reference cpu: on the GPU for a moment only
-        parked, reference = reference.device, reference.to(device)
-        ref = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype)
+    ref = None
+    if args.kl:
+        parked = reference.device  # the CPU for --reference cpu
+        ref = completion_logprobs(reference.to(device), rows, args.temperature, args.micro_batch_tokens, args.dtype)
         reference.to(parked)
-    else:
-        ref = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype) if args.kl else None
     gap = max((o.cpu() - torch.tensor(row["logprobs"])).abs().max().item() for o, row in zip(old, rows))
     total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
     grad_norms, skipped, tokens_seen = [], 0, 0
@@ -503,12 +529,15 @@ def open_log(args):
 
 def main():
     share = start_ranks()
-    rank, count = ranks()
+    rank = ranks()[0]
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process needs none
     args = checkpoint = tokenizer = sampler = None
     problems, held_out, buffer, history = [], [], [], []
     logging.disable_progress_bar()
     if rank == 0:  # it alone samples, verifies, evaluates, writes and prints; what all ranks need goes through share
         args = parse_args()
+        if dist.is_initialized() and ":" in args.device:
+            fail(f"under torchrun each rank takes a GPU of its own; give --device {args.device.split(':')[0]}")
         lean = None if args.advantages else find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)  # says what to install before anything is computed
         problems = read_problems(args.problems)
         held_out = read_problems(args.eval_problems) if args.eval_samples else []
@@ -618,7 +647,8 @@ if __name__ == "__main__":
         if dist.is_initialized():
             dist.destroy_process_group()
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume continues", file=sys.stderr)
+        if ranks()[0] == 0:
+            print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         if not dist.is_initialized():
