@@ -46,77 +46,6 @@ LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in 
 EMPTY = {"prompt_ids": [0], "completion_ids": [0], "copies": 0, "advantage": 0.0}  # what a rank computes that has nothing left
 
 
-def ranks():
-    """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def start_ranks():
-    """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
-    others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
-    if not dist.is_torchelastic_launched():
-        return lambda value: value
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))
-    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
-    if dist.get_rank() == 0:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another rank died: stop Lean, say so
-    else:
-        sys.stdout = open(os.devnull, "w")
-
-    def share(value):
-        box = [value]
-        try:
-            dist.broadcast_object_list(box, src=0, group=patient)
-        except RuntimeError:
-            sys.exit(1)  # rank 0 is gone and has said why, or torchrun will
-        return box[0]
-
-    return share
-
-
-def shard(model, args, trained=True):
-    """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
-    float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
-    the ranks in float32. The root's weights come for target_logprobs, which stands in for the model's forward."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    options = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
-    if args.dtype == "bfloat16":
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in blocks(model):
-        fully_shard(block, **options)
-    fully_shard(model, reshard_after_forward=not trained, **options)
-    model.target_logprobs = functools.partial(target_logprobs, model)
-    register_fsdp_forward_method(model, "target_logprobs")
-    return model
-
-
-def blocks(model):
-    """The transformer blocks."""
-    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
-
-
-def checkpoint_blocks(model):
-    """Backward computes each block's activations again instead of keeping them."""
-    for block in blocks(model):
-        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
-
-
-def whole_tensor(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def full_state(model):
-    """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
-    state = {}
-    for name, value in model.state_dict().items():
-        value = whole_tensor(value)
-        if ranks()[0] == 0:
-            state[name] = value.cpu()
-    return state
-
-
 def micro_batches(rows, token_budget):
     """Lists of row indices whose padded size, rows x longest, stays within the budget; neighbours in length together."""
     length = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
@@ -333,6 +262,79 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
     return rows, sampled - start, time.time() - sampled
 
 
+# What torchrun needs: FSDP2, one rank that speaks, weights gathered. `python train.py` goes through none of it.
+
+def ranks():
+    """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def start_ranks():
+    """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
+    others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
+    if not dist.is_torchelastic_launched():
+        return lambda value: value
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))
+    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
+    if dist.get_rank() == 0:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another rank died: stop Lean, say so
+    else:
+        sys.stdout = open(os.devnull, "w")
+
+    def share(value):
+        box = [value]
+        try:
+            dist.broadcast_object_list(box, src=0, group=patient)
+        except RuntimeError:
+            sys.exit(1)  # rank 0 is gone and has said why, or torchrun will
+        return box[0]
+
+    return share
+
+
+def shard(model, args, trained=True):
+    """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
+    float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
+    the ranks in float32. The root's weights come for target_logprobs, which stands in for the model's forward."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    options = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
+    if args.dtype == "bfloat16":
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in blocks(model):
+        fully_shard(block, **options)
+    fully_shard(model, reshard_after_forward=not trained, **options)
+    model.target_logprobs = functools.partial(target_logprobs, model)
+    register_fsdp_forward_method(model, "target_logprobs")
+    return model
+
+
+def blocks(model):
+    """The transformer blocks."""
+    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def checkpoint_blocks(model):
+    """Backward computes each block's activations again instead of keeping them."""
+    for block in blocks(model):
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def whole_tensor(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state(model):
+    """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
+    state = {}
+    for name, value in model.state_dict().items():
+        value = whole_tensor(value)
+        if ranks()[0] == 0:
+            state[name] = value.cpu()
+    return state
+
+
 def moments(model, optimizer):
     """AdamW's two moments of every weight by name, the tensors themselves; where there was no step yet, as AdamW makes them."""
     tensors = {}
@@ -346,8 +348,8 @@ def moments(model, optimizer):
 
 
 def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
-    """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete; each
-    rank writes its part of the moments. Older checkpoints keep their weights and lose the rest (twice the size of the weights)."""
+    """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete;
+    each rank writes its part of the moments. Older ones keep their weights and lose the rest (twice the size of the weights)."""
     rank, count = ranks()
     folder = f"{args.out}/checkpoints"
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
@@ -360,7 +362,8 @@ def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
         tokenizer.save_pretrained(part)
     if count > 1:
         dist.all_reduce(torch.zeros(1))  # the folder is there
-    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True), no_dist=count == 1)
+    writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
+    dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     if rank > 0:
         return
     taken = int(next(iter(optimizer.state.values()))["step"])
@@ -377,7 +380,8 @@ def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
 def load_checkpoint(checkpoint, model, optimizer):
     """(buffer, history) of a checkpoint whose weights the model has; the optimizer gets its moments, on any number of ranks."""
     saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
-    dcp.load(moments(model, optimizer), storage_reader=dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer"), no_dist=ranks()[1] == 1)
+    reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
+    dcp.load(moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized())  # into these very tensors
     for state in optimizer.state.values():
         state["step"].fill_(saved["optimizer"])
     return saved["buffer"], saved["history"]
@@ -499,7 +503,7 @@ def parse_args():
     parser.add_argument("--micro-batch-tokens", type=count, default=4096, help="update: padded tokens a forward pass")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory in the update for a third more time")
-    parser.add_argument("--shard", choices=["fsdp", "none"], default="fsdp", help="under torchrun: split weights, or have them whole on every rank")
+    parser.add_argument("--shard", choices=["fsdp", "none"], default="fsdp", help="under torchrun: weights split, or whole on every rank")
     parser.add_argument("--reference", choices=["device", "cpu"], default="device", help="where the initial model waits (--kl)")
     parser.add_argument("--log", choices=["wandb", "tensorboard"], help="send the metrics there too; needs that package")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
@@ -561,8 +565,8 @@ def main():
                                   fused=torch.device(args.device).type == "cuda")  # else it holds another copy of the weights
     if args.advantages:
         if rank == 0:
-            rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason",
-                                   "reward", "advantage"))
+            rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs",
+                                   "finish_reason", "reward", "advantage"))
             buffer = [row for row in rows if row["advantage"] is not None]
             if not buffer:
                 fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
@@ -653,6 +657,6 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if not dist.is_initialized():
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        print(f"error: rank {ranks()[0]} cannot go on ({reason}); the same command with --resume continues", file=sys.stderr)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        print(f"error: rank {ranks()[0]} failed or lost another ({reason}); the same command with --resume continues", file=sys.stderr)
         sys.exit(1)

