@@ -554,7 +554,7 @@ def main():
     sharded = dist.is_initialized() and args.shard == "fsdp"  # then rank 0 samples from a whole copy of the weights
     load = functools.partial(load_model, dtype="float32", device="cpu" if sharded else args.device)
     model = sampler if rank == 0 and not sharded else load(checkpoint or args.model)[0]
-    reference = load(args.model)[0].requires_grad_(False) if args.kl else None
+    reference = load(args.model, dtype=args.dtype if sharded else "float32")[0].requires_grad_(False) if args.kl else None
     if args.gradient_checkpointing:
         checkpoint_blocks(model)
     if sharded:
@@ -581,7 +581,7 @@ def main():
         return
     if checkpoint:
         buffer, history = load_checkpoint(checkpoint, model, optimizer)
-        if len(history) > args.steps:
+        if rank == 0 and len(history) > args.steps:
             fail(f"{args.out} already has {len(history)} steps; give --steps {len(history)} or more")
         print(f"resuming {args.out} at step {len(history)}")
     first = len(history)

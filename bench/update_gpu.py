@@ -128,8 +128,8 @@ def main():
     forward_flops, update_flops = model_flops(config, rows)
     share = 100 / (args.peak * 1e12 * count)
     place = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, {count} process(es) "
-          f"on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
+    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, "
+          f"{count} process(es) on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
     completion = len(rows) * args.completion
     for what, seconds, flops in (("update", seconds, update_flops), ("  log-probs before", forward, forward_flops),
                                  ("  forward and backward", seconds - forward, update_flops - forward_flops)):

