@@ -3,27 +3,36 @@
     python train.py --unlikeliness 0.25 --ppo-epochs 2                         # the embedded default: CPU, minutes
     python train.py --out runs/default                                         # the same with plain GRPO
     python train.py --advantages advantages.jsonl --out runs/by-hand           # one update on a file of advantage.py
-    python train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems lean_workbook.jsonl --template deepseek ...
-    python train.py --engine vllm --dtype bfloat16 ...                         # vLLM samples: real/vllm_engine.py
+    torchrun --nproc-per-node 8 train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems train.jsonl --template deepseek \\
+        --engine vllm --dtype bfloat16 --gradient-checkpointing ...            # rank 0 does all but the update (real/vllm_engine.py)
 
 Reads: problems (id, statement). Each step goes through the other stages' files, runs/NAME/step_00012/samples.jsonl,
 verified.jsonl and advantages.jsonl, and adds a row to runs/NAME/metrics.jsonl; `--resume` continues a killed run from
-its last checkpoint and from the files of the steps after it. A checkpoint is a Hugging Face folder plus trainer.pt.
+its last checkpoint and from the files of the steps after it, on any number of processes. A checkpoint is a Hugging Face
+folder with trainer.pt and optimizer/, AdamW's moments as safetensors.
 Every random draw is keyed by (seed, step), so there is no generator state to save, and on a CPU a resumed run ends
 with the same bits. At a step's first mini-batch the ratio is 1 and the loss says nothing: watch reward and pass@N.
 """
 import argparse
 import contextlib
+import datetime
+import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+import warnings
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -34,6 +43,8 @@ from real.vllm_engine import rest, start_engines, sync, vllm_rows
 from verify import find_lean, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
+LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in backward
+EMPTY = {"prompt_ids": [0], "completion_ids": [0], "copies": 0, "advantage": 0.0}  # what a rank computes that has nothing left
 
 
 def micro_batches(rows, token_budget):
@@ -47,7 +58,60 @@ def micro_batches(rows, token_budget):
     return batches
 
 
-def token_logprobs(model, rows, temperature=1.0, dtype="float32"):
+def deal(rows, token_budget, count):
+    """The micro-batches of each of `count` ranks: tokens balanced, and equally many, [] where a rank has nothing left, since the
+    ranks go through them in step."""
+    length = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    hands, tokens = [[] for _ in range(count)], [0] * count
+    for i in sorted(range(len(rows)), key=lambda i: -length[i]):
+        least = tokens.index(min(tokens))
+        hands[least].append(i)
+        tokens[least] += length[i]
+    batches = [[[hand[k] for k in batch] for batch in micro_batches([rows[i] for i in hand], token_budget)] for hand in hands]
+    return [own + [[]] * (max(map(len, batches)) - len(own)) for own in batches]
+
+
+class Head(torch.autograd.Function):
+    """Log-probabilities [N] of targets [N] by softmax((hidden W^T + bias) / temperature), hidden [N, H], W [V, H]. Where the
+    vocabulary is large, logits take more memory than all else: they are made for `chunk` rows at a time, and once more in
+    backward, where they become their own gradient in place."""
+    @staticmethod
+    def logits(hidden, weight, bias, temperature):
+        return torch.nn.functional.linear(hidden, weight, bias).float().div_(temperature)  # [chunk, V]
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature, chunk):
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return torch.cat([Head.logits(part, weight, bias, temperature).log_softmax(-1).gather(1, target[:, None])[:, 0]
+                          for part, target in zip(hidden.split(chunk), targets.split(chunk))])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, weight, bias, targets = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = (None if x is None else torch.zeros_like(x) for x in (hidden, weight, bias))
+        gradient = gradient[:, None] / ctx.temperature
+        for k in range(0, len(targets), ctx.chunk):
+            rows = slice(k, k + ctx.chunk)
+            logits = Head.logits(hidden[rows], weight, bias, ctx.temperature)
+            logits.sub_(logits.logsumexp(-1, keepdim=True)).exp_().mul_(-gradient[rows])  # d log p_t / d logits = 1[t] - p
+            logits.scatter_add_(1, targets[rows, None], gradient[rows])
+            logits = logits.to(weight.dtype)
+            of_hidden[rows] = logits @ weight
+            of_weight.addmm_(logits.T, hidden[rows])
+            if bias is not None:
+                of_bias += logits.sum(0)
+        return of_hidden, of_weight, of_bias, None, None, None
+
+
+def target_logprobs(model, ids, at, targets, temperature, chunk):
+    """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
+    hidden, head = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[at], model.get_output_embeddings()  # [N, H]
+    kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else head.weight.dtype
+    return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
+
+
+def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None):
     """Log-probabilities [N] of the rows' completion tokens, row after row, with gradient where it is enabled.
 
     Token p is predicted at position p - 1, so a completion of C tokens after a prompt of P needs positions P-1 .. P+C-2,
@@ -65,19 +129,24 @@ def token_logprobs(model, rows, temperature=1.0, dtype="float32"):
         positions += range(len(row["prompt_ids"]) - 1, len(sequence) - 1)
         targets += row["completion_ids"]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
-        hidden = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state  # [B, L, H]
-        logits = model.get_output_embeddings()(hidden[rows_at, positions]).float() / temperature  # [N, V]
-    return logits.log_softmax(-1).gather(1, torch.tensor(targets, device=device)[:, None])[:, 0]
+        logprobs = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))  # its own where FSDP has to know
+        return logprobs(ids.to(device), (rows_at, positions), torch.tensor(targets, device=device), temperature,
+                        chunk or max(1, LOGITS // model.config.vocab_size))
 
 
 @torch.no_grad()
 def completion_logprobs(model, rows, temperature=1.0, micro_batch_tokens=16384, dtype="float32"):
-    """A list of tensors [C], one per row: the log-probabilities of its completion_ids given its prompt_ids."""
-    result = [None] * len(rows)
-    for batch in micro_batches(rows, micro_batch_tokens) if rows else []:
-        values = token_logprobs(model, [rows[i] for i in batch], temperature, dtype)
-        for i, value in zip(batch, values.split([len(rows[i]["completion_ids"]) for i in batch])):
-            result[i] = value
+    """Tensors [C], one per row: the log-probabilities of its completion_ids given its prompt_ids. The ranks share the work."""
+    rank, count = ranks()
+    lengths = [len(row["completion_ids"]) for row in rows]
+    together = torch.zeros(sum(lengths), device=model.get_output_embeddings().weight.device)
+    result = together.split(lengths) if rows else []
+    for batch in deal(rows, micro_batch_tokens, count)[rank] if rows else []:
+        values = token_logprobs(model, [rows[i] for i in batch] or [EMPTY], temperature, dtype)
+        for i, value in zip(batch, values.split([lengths[i] for i in batch] or 1)):
+            result[i].copy_(value)
+    if count > 1:
+        dist.all_reduce(together)  # a sum of one value and zeros: the same bits on every rank
     return result
 
 
@@ -109,13 +178,18 @@ def merge_copies(rows):
 def update(model, reference, optimizer, rows, args, step):
     """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
 
-    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches.
+    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number of ranks.
     """
-    device = model.get_output_embeddings().weight.device
+    (rank, count), device = ranks(), model.get_output_embeddings().weight.device
     minibatches = max(1, round(len(rows) / args.minibatch))
     rows = merge_copies(rows)
+    minibatches = min(minibatches, len(rows))
     old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
-    ref = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype) if args.kl else None
+    ref = None
+    if args.kl:
+        parked = reference.device  # the CPU for --reference cpu
+        ref = completion_logprobs(reference.to(device), rows, args.temperature, args.micro_batch_tokens, args.dtype)
+        reference.to(parked)
     gap = max((o.cpu() - torch.tensor(row["logprobs"])).abs().max().item() for o, row in zip(old, rows))
     total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
     grad_norms, skipped, tokens_seen = [], 0, 0
@@ -123,18 +197,25 @@ def update(model, reference, optimizer, rows, args, step):
         order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
         for part in np.array_split(order, minibatches):
             tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
-            for batch in micro_batches([rows[i] for i in part], args.micro_batch_tokens):
+            for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
                 batch = [part[i] for i in batch]
-                lengths = torch.tensor([len(rows[i]["completion_ids"]) for i in batch])
-                advantages, copies = (torch.tensor([rows[i][key] for i in batch]).repeat_interleave(lengths).to(device)
+                own = [rows[i] for i in batch] or [EMPTY]
+                lengths = torch.tensor([len(row["completion_ids"]) for row in own])
+                advantages, copies = (torch.tensor([row[key] for row in own]).repeat_interleave(lengths).to(device)
                                       for key in ("advantage", "copies"))  # [N] each
+                old_own, ref_own = (values and torch.cat([values[i] for i in batch] or [torch.zeros(1, device=device)])
+                                    for values in (old, ref))
                 losses, kl, clipped = token_losses(
-                    token_logprobs(model, [rows[i] for i in batch], args.temperature, args.dtype), torch.cat([old[i] for i in batch]),
-                    torch.cat([ref[i] for i in batch]) if args.kl else None, advantages, args.clip, args.kl)
-                ((copies * losses).sum() / tokens).backward()
+                    token_logprobs(model, own, args.temperature, args.dtype), old_own, ref_own, advantages, args.clip, args.kl)
+                ((copies * losses).sum() * count / tokens).backward()  # times count, since gradients are averaged over the ranks
                 for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
                     total[name] += (copies * value.detach()).sum().item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip).item()
+            if count > 1:
+                for weight in model.parameters():
+                    if not isinstance(weight, DTensor):  # else FSDP has done this
+                        dist.all_reduce(weight.grad)
+                        weight.grad /= count
+            norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)).item()
             if norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
                 optimizer.step()
             else:
@@ -142,7 +223,10 @@ def update(model, reference, optimizer, rows, args, step):
             optimizer.zero_grad()
             grad_norms.append(norm)
             tokens_seen += tokens
-    return {**{name: value / tokens_seen for name, value in total.items()}, "grad_norm": max(grad_norms),
+    sums = torch.tensor(list(total.values()), dtype=torch.float64)
+    if count > 1:
+        dist.all_reduce(sums)
+    return {**{name: value / tokens_seen for name, value in zip(total, sums.tolist())}, "grad_norm": max(grad_norms),
             "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
 
 
@@ -182,22 +266,129 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
     return rows, sampled - start, time.time() - sampled
 
 
-def save_checkpoint(model, tokenizer, optimizer, buffer, history, args):
-    """runs/NAME/checkpoints/step_00010: a Hugging Face folder and trainer.pt, under its name only when complete.
-    Older checkpoints keep their weights and lose their trainer.pt (twice the size of the weights)."""
+# What torchrun needs: FSDP2, one rank that speaks, weights gathered. `python train.py` goes through none of it.
+
+def ranks():
+    """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def start_ranks():
+    """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
+    others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
+    if not dist.is_torchelastic_launched():
+        return lambda value: value
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))
+    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
+    if dist.get_rank() == 0:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another rank died: stop Lean, say so
+    else:
+        sys.stdout = open(os.devnull, "w")
+
+    def share(value):
+        box = [value]
+        try:
+            dist.broadcast_object_list(box, src=0, group=patient)
+        except RuntimeError:
+            sys.exit(1)  # rank 0 is gone and has said why, or torchrun will
+        return box[0]
+
+    return share
+
+
+def shard(model, args, trained=True):
+    """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
+    float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
+    the ranks in float32. The root's weights come for target_logprobs, which stands in for the model's forward."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    options = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
+    if args.dtype == "bfloat16":
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in blocks(model):
+        fully_shard(block, **options)
+    fully_shard(model, reshard_after_forward=not trained, **options)
+    model.target_logprobs = functools.partial(target_logprobs, model)
+    register_fsdp_forward_method(model, "target_logprobs")
+    return model
+
+
+def blocks(model):
+    """The transformer blocks."""
+    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def checkpoint_blocks(model):
+    """Backward computes each block's activations again instead of keeping them."""
+    for block in blocks(model):
+        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def whole_tensor(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state(model):
+    """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
+    state = {}
+    for name, value in model.state_dict().items():
+        value = whole_tensor(value)
+        if ranks()[0] == 0:
+            state[name] = value.cpu()
+    return state
+
+
+def moments(model, optimizer):
+    """AdamW's two moments of every weight by name, the tensors themselves; where there was no step yet, as AdamW makes them."""
+    tensors = {}
+    for name, weight in model.named_parameters():
+        state = optimizer.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device if optimizer.defaults["fused"] else "cpu")
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        tensors |= {f"{name}.{key}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+    return tensors
+
+
+def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
+    """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete;
+    each rank writes its part of the moments. Older ones keep their weights and lose the rest (twice the size of the weights)."""
+    rank, count = ranks()
     folder = f"{args.out}/checkpoints"
-    final, part = f"{folder}/step_{len(history):05d}", f"{folder}/part"
-    shutil.rmtree(part, ignore_errors=True)
-    os.makedirs(part)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    torch.save({"optimizer": optimizer.state_dict(), "buffer": buffer, "history": history}, f"{part}/trainer.pt")
+    final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
+    if rank == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        os.makedirs(part)
+    weights, tensors = full_state(model), moments(model, optimizer)
+    if rank == 0:
+        model.save_pretrained(part, state_dict=weights)
+        tokenizer.save_pretrained(part)
+    if count > 1:
+        dist.all_reduce(torch.zeros(1))  # the folder is there
+    writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
+    dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    if rank > 0:
+        return
+    taken = int(next(iter(optimizer.state.values()))["step"])
+    torch.save({"optimizer": taken, "buffer": buffer, "history": history}, f"{part}/trainer.pt")
     shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
     os.replace(part, final)
     for name in os.listdir(folder):
         if name != os.path.basename(final):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(f"{folder}/{name}/trainer.pt")
+            shutil.rmtree(f"{folder}/{name}/optimizer", ignore_errors=True)
+
+
+def load_checkpoint(checkpoint, model, optimizer):
+    """(buffer, history) of a checkpoint whose weights the model has; the optimizer gets its moments, on any number of ranks."""
+    saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
+    reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
+    dcp.load(moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized())  # into these very tensors
+    for state in optimizer.state.values():
+        state["step"].fill_(saved["optimizer"])
+    return saved["buffer"], saved["history"]
 
 
 def last_checkpoint(out):
@@ -208,9 +399,10 @@ def last_checkpoint(out):
 
 
 def open_run(args):
-    """Makes the run folder, or checks that the one to be resumed was made with the same flags."""
-    path, free = f"{args.out}/args.json", ("resume", "steps", "save_every", "workers", "gpus", "tensor_parallel",
-                                           "gpu_memory_utilization", "max_model_len", "sleep")
+    """Makes the run folder, or checks that the one to be resumed was made with the same flags (args.json, written by main)."""
+    path, free = f"{args.out}/args.json", (
+        "resume", "steps", "save_every", "workers", "log", "shard", "reference", "gradient_checkpointing", "gpus",
+        "tensor_parallel", "gpu_memory_utilization", "max_model_len", "sleep")
     if os.path.exists(path) and (args.advantages or not args.resume):
         fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
     try:
@@ -222,8 +414,6 @@ def open_run(args):
                 if name not in free and before.get(name) != value:
                     fail(f"{args.out} was started with --{name.replace('_', '-')} {before.get(name)}, not {value}; "
                          "give the same flags to resume it or name another folder with --out")
-        else:
-            write_jsonl(path, [vars(args)])
     except (OSError, ValueError) as error:
         fail(f"cannot use the run folder {args.out} ({error}); name another with --out")
 
@@ -315,6 +505,10 @@ def parse_args():
     parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")
     parser.add_argument("--micro-batch-tokens", type=count, default=4096, help="update: padded tokens a forward pass")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory in the update for a third more time")
+    parser.add_argument("--shard", choices=["fsdp", "none"], default="fsdp", help="under torchrun: weights split, or whole on every rank")
+    parser.add_argument("--reference", choices=["device", "cpu"], default="device", help="where the initial model waits (--kl)")
+    parser.add_argument("--log", choices=["wandb", "tensorboard"], help="send the metrics there too; needs that package")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")
     add_engine_flags(parser)
@@ -326,74 +520,127 @@ def parse_args():
     return args
 
 
+def open_log(args):
+    """A function that sends a metrics row to --log."""
+    try:
+        if args.log == "wandb":
+            import wandb
+            name = os.path.basename(os.path.normpath(args.out))
+            run = wandb.init(dir=args.out, name=name, id=name, resume="allow", config=vars(args))
+            return lambda row: run.log(row, step=row["step"])
+        if args.log == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            board = SummaryWriter(f"{args.out}/tensorboard")
+            return lambda row: [board.add_scalar(name, value, row["step"]) for name, value in row.items() if value is not None]
+    except ImportError:
+        fail(f"--log {args.log} needs its package: pip install {args.log}, or leave the flag out")
+    return lambda row: None
+
+
 def main():
-    args = parse_args()
+    share = start_ranks()
+    rank = ranks()[0]
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a checkpoint of one process needs none
+    args = checkpoint = tokenizer = sampler = None
+    problems, held_out, buffer, history, engines = [], [], [], [], []
     logging.disable_progress_bar()
-    lean = None if args.advantages else find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)  # says what to install before anything is computed
-    problems = read_problems(args.problems)
-    held_out = read_problems(args.eval_problems) if args.eval_samples else []
-    open_run(args)
-    checkpoint = last_checkpoint(args.out)
-    vllm = args.engine == "vllm" and not args.advantages
-    engines = start_engines(checkpoint or args.model, args, args.sleep) if vllm else []  # first: they measure the free memory
-    model, tokenizer = load_model(checkpoint or args.model, "float32", args.device)
-    reference = load_model(args.model, "float32", args.device)[0].requires_grad_(False) if args.kl else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    first, buffer, history = 0, [], []
+    if rank == 0:  # it alone samples, verifies, evaluates, writes and prints; what all ranks need goes through share
+        args = parse_args()
+        if dist.is_initialized() and ":" in args.device:
+            fail(f"under torchrun each rank takes a GPU of its own; give --device {args.device.split(':')[0]}")
+        lean = None  # else it says what to install before anything is computed
+        if not args.advantages:
+            lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
+        problems = read_problems(args.problems)
+        held_out = read_problems(args.eval_problems) if args.eval_samples else []
+        open_run(args)
+        log = open_log(args)
+        checkpoint = last_checkpoint(args.out)
+        sharded = dist.is_initialized() and args.shard == "fsdp"
+        if args.engine == "vllm" and not args.advantages:  # first of all, since vLLM measures the free memory
+            engines = start_engines(checkpoint or args.model, args, args.sleep)
+        sampler, tokenizer = load_model(checkpoint or args.model, args.dtype if sharded else "float32", args.device,
+                                        weights=not (sharded and engines))
+    args, checkpoint = share((args, checkpoint))
+    sharded = dist.is_initialized() and args.shard == "fsdp"  # then rank 0 samples from a whole copy of the weights
+    load = functools.partial(load_model, dtype="float32", device="cpu" if sharded else args.device)
+    model = sampler if rank == 0 and not sharded else load(checkpoint or args.model)[0]
+    reference = load(args.model, dtype=args.dtype if sharded else "float32")[0].requires_grad_(False) if args.kl else None
+    if args.gradient_checkpointing:
+        checkpoint_blocks(model)
+    if sharded:
+        model, reference = shard(model, args), reference and shard(reference, args, trained=False)
+    if args.kl and args.reference == "cpu":
+        reference.to("cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay,
+                                  fused=torch.device(args.device).type == "cuda")  # else it holds another copy of the weights
     if args.advantages:
-        rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason",
-                               "reward", "advantage"))
-        buffer = [row for row in rows if row["advantage"] is not None]
-        if not buffer:
-            fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
-        metrics = step_metrics(0, rows) | update(model, reference, optimizer, buffer, args, 0)
-        write_jsonl(f"{args.out}/metrics.jsonl", [metrics])
-        save_checkpoint(model, tokenizer, optimizer, [], [metrics], args)
-        for sentence in alarms([metrics]):
-            print(f"warning: {sentence}", file=sys.stderr)
-        return print(f"{json.dumps(metrics)}\nModel: {args.out}/checkpoints/step_00001")
+        if rank == 0:
+            rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs",
+                                   "finish_reason", "reward", "advantage"))
+            buffer = [row for row in rows if row["advantage"] is not None]
+            if not buffer:
+                fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
+            write_jsonl(f"{args.out}/args.json", [vars(args)])
+        updated = update(model, reference, optimizer, share(buffer), args, 0)
+        metrics = rank == 0 and step_metrics(0, rows) | updated
+        save_checkpoint(model, tokenizer, optimizer, 1, [], [metrics], args)
+        if rank == 0:
+            write_jsonl(f"{args.out}/metrics.jsonl", [metrics])
+            for sentence in alarms([metrics]):
+                print(f"warning: {sentence}", file=sys.stderr)
+            print(f"{json.dumps(metrics)}\nModel: {args.out}/checkpoints/step_00001")
+        return
     if checkpoint:
-        state = torch.load(f"{checkpoint}/trainer.pt", map_location=args.device, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        buffer, history = state["buffer"], state["history"]
-        first = len(history)
-        if first > args.steps:
-            fail(f"{args.out} already has {first} steps; give --steps {first} or more")
-        print(f"resuming {args.out} at step {first}")
-    write_jsonl(f"{args.out}/metrics.jsonl", history)  # without the rows after the checkpoint, which are made again
+        buffer, history = load_checkpoint(checkpoint, model, optimizer)
+        if rank == 0 and len(history) > args.steps:
+            fail(f"{args.out} already has {len(history)} steps; give --steps {len(history)} or more")
+        print(f"resuming {args.out} at step {len(history)}")
+    first = len(history)
+    if rank == 0:
+        write_jsonl(f"{args.out}/args.json", [vars(args)])
+        write_jsonl(f"{args.out}/metrics.jsonl", history)  # without the rows after the checkpoint, which are made again
 
     def evaluate(step):
-        if held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
+        if rank == 0 and held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
             print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
-            sample_and_verify(model, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
+            sample_and_verify(sampler, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
                               sampler_seed(args, EVALUATION), args, progress=True, engines=engines)
 
     evaluate(first)
-    for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training"):
-        folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
-        rows, seconds_sample, seconds_verify = sample_and_verify(
-            model, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
-        rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by)))
-        buffer += [row for row in rows if row["advantage"] is not None]
-        metrics, start = step_metrics(step, rows), time.time()
-        if len(buffer) >= args.train_batch:
-            if args.sleep:
+    for step in tqdm(range(first, args.steps), initial=first, total=args.steps, desc="training", disable=rank > 0):
+        if rank == 0:
+            folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
+            rows, seconds_sample, seconds_verify = sample_and_verify(
+                sampler, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
+            rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by)))
+            buffer += [row for row in rows if row["advantage"] is not None]
+        start, updated = time.time(), {}
+        if full := share(buffer if len(buffer) >= args.train_batch else []):
+            if engines and args.sleep:
                 rest(engines)
-            metrics |= update(model, reference, optimizer, buffer, args, step)
+            updated, buffer = update(model, reference, optimizer, full, args, step), []
+            weights = full_state(model) if sharded else None
             if engines:
-                sync(engines, model, args.dtype)
-            buffer = []
-        metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
-        history.append(metrics)
-        with open(f"{args.out}/metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        tqdm.write(step_line(metrics))
-        for sentence in alarms(history):
-            tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
+                sync(engines, model, args.dtype, weights)
+            elif sharded and rank == 0:
+                sampler.load_state_dict(weights)
+        if rank == 0:
+            metrics = step_metrics(step, rows) | updated
+            metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
+            history.append(metrics)
+            with open(f"{args.out}/metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+            log(metrics)
+            tqdm.write(step_line(metrics))
+            for sentence in alarms(history):
+                tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save_checkpoint(model, tokenizer, optimizer, buffer, history, args)
+            save_checkpoint(model, tokenizer, optimizer, step + 1, buffer, history, args)
         evaluate(step + 1)
 
+    if rank > 0:
+        return share(None)
     name = os.path.basename(os.path.normpath(args.out))
     if held_out:
         results = {"base model": load_counts(f"{args.out}/eval_00000/verified.jsonl"),
@@ -402,6 +649,7 @@ def main():
         draw_passes(results, f"{args.out}/figures/pass_at_n.png")
     draw_curves({name: args.out}, f"{args.out}/figures/curves.png")
     print(f"Model: {args.out}/checkpoints/step_{args.steps:05d}")
+    share(None)
 
 
 def step_line(m):
@@ -416,6 +664,15 @@ def step_line(m):
 if __name__ == "__main__":
     try:
         main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume continues", file=sys.stderr)
+        if ranks()[0] == 0:
+            print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        print(f"error: rank {ranks()[0]} failed or lost another ({reason}); the same command with --resume continues", file=sys.stderr)
+        sys.exit(1)
