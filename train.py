@@ -15,12 +15,10 @@ with the same bits. At a step's first mini-batch the ratio is 1 and the loss say
 """
 import argparse
 import contextlib
-import datetime
 import functools
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 import warnings
@@ -32,13 +30,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm import tqdm
 from transformers.utils import logging
 
 from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from sample import add_engine_flags, choose_engine, load_model, read_problems, sample_rows
+from real.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
 from real.vllm_engine import rest, start_engines, sync, vllm_rows
 from verify import find_lean, verify_stream
 
@@ -264,79 +262,6 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
         rows = list(written(f"{folder}/verified.jsonl", verified))
     sampled = sampled[0] if sampled else start
     return rows, sampled - start, time.time() - sampled
-
-
-# What torchrun needs: FSDP2, one rank that speaks, weights gathered. `python train.py` goes through none of it.
-
-def ranks():
-    """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def start_ranks():
-    """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
-    others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
-    if not dist.is_torchelastic_launched():
-        return lambda value: value
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))
-    patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
-    if dist.get_rank() == 0:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another rank died: stop Lean, say so
-    else:
-        sys.stdout = open(os.devnull, "w")
-
-    def share(value):
-        box = [value]
-        try:
-            dist.broadcast_object_list(box, src=0, group=patient)
-        except RuntimeError:
-            sys.exit(1)  # rank 0 is gone and has said why, or torchrun will
-        return box[0]
-
-    return share
-
-
-def shard(model, args, trained=True):
-    """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
-    float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
-    the ranks in float32. The root's weights come for target_logprobs, which stands in for the model's forward."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    options = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
-    if args.dtype == "bfloat16":
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in blocks(model):
-        fully_shard(block, **options)
-    fully_shard(model, reshard_after_forward=not trained, **options)
-    model.target_logprobs = functools.partial(target_logprobs, model)
-    register_fsdp_forward_method(model, "target_logprobs")
-    return model
-
-
-def blocks(model):
-    """The transformer blocks."""
-    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
-
-
-def checkpoint_blocks(model):
-    """Backward computes each block's activations again instead of keeping them."""
-    for block in blocks(model):
-        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
-
-
-def whole_tensor(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def full_state(model):
-    """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
-    state = {}
-    for name, value in model.state_dict().items():
-        value = whole_tensor(value)
-        if ranks()[0] == 0:
-            state[name] = value.cpu()
-    return state
 
 
 def moments(model, optimizer):
@@ -569,7 +494,7 @@ def main():
     if args.gradient_checkpointing:
         checkpoint_blocks(model)
     if sharded:
-        model, reference = shard(model, args), reference and shard(reference, args, trained=False)
+        model, reference = shard(model, target_logprobs, args), reference and shard(reference, target_logprobs, args, trained=False)
     if args.kl and args.reference == "cpu":
         reference.to("cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay,

@@ -266,7 +266,8 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
         found = tried if run_lean("prelude\n", tried, 300) == ([], None) else found
     messages, trouble = run_lean(header.rstrip() + "\n", found, 600)
     if trouble:
-        fail(f"Lean does not come through an empty file ({' '.join(trouble.split())}); give it more --memory-gb, or try it: {shlex.join(command)}")
+        fail(f"Lean does not come through an empty file ({' '.join(trouble.split())}); give it more --memory-gb, or try it:"
+             f" {shlex.join(command)}")
     if bad := [message["data"] for message in messages if message["severity"] == "error"]:
         fail(f"Lean does not take the header '{''.join(header.splitlines()[:1])}' ({' '.join(bad[0].split())[:300]}); name the project "
              "that has Mathlib with --project, or pass --header '' where the problems need no library")

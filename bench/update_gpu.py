@@ -51,7 +51,7 @@ def build(args, layers):
         model = LlamaForCausalLM(config).eval()
     if args.gradient_checkpointing:
         train.checkpoint_blocks(model)
-    model = train.shard(model, args) if sharded else model
+    model = train.shard(model, train.target_logprobs, args) if sharded else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01, fused=args.device == "cuda")
     return model, optimizer
 

@@ -50,7 +50,8 @@ def five_updates(case, mode, dtype="float32"):
     if recompute:
         train.checkpoint_blocks(model)
     if mode == "fsdp":
-        model, reference = train.shard(model, args), reference and train.shard(reference, args, trained=False)
+        forward = train.target_logprobs
+        model, reference = train.shard(model, forward, args), reference and train.shard(reference, forward, args, trained=False)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.3 if name == "SGD" else 1e-3)
     tensors = {}
     optimizer.register_step_pre_hook(lambda *_: tensors.update(  # the last update's stay
@@ -84,7 +85,7 @@ def worker(folder):
     bf16 = five_updates(CASES[0], "fsdp", "bfloat16")
     if train.ranks()[0] == 0:
         torch.save(bf16, f"{folder}/bfloat16.pt")
-    args, model = settings(out=f"{folder}/run"), train.shard(tiny(), settings())
+    args, model = settings(out=f"{folder}/run"), train.shard(tiny(), train.target_logprobs, settings())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.config.architectures = ["LlamaForCausalLM"]
     train.update(model, None, optimizer, make_rows(tiny()), settings(kl=0.0), 0)
