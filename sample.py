@@ -291,12 +291,14 @@ def add_engine_flags(parser):
     parser.add_argument("--max-model-len", type=count, help="vllm: tokens of prompt and completion (default: the model's)")
 
 
-def choose_engine(engine):
+def choose_engine(args):
     """"torch" or "vllm" for --engine; vllm is not imported, it would lay hands on the GPUs."""
     found = importlib.util.find_spec("vllm") is not None
-    if engine == "vllm" and not found:
+    if args.engine == "vllm" and not found:
         fail("vllm is not installed; pip install -r requirements-gpu.txt, or pass --engine torch")
-    return engine if engine != "auto" else "vllm" if found and torch.cuda.is_available() else "torch"
+    if args.engine == "torch" and (args.gpus or args.tensor_parallel > 1 or args.gpu_memory_utilization or args.max_model_len):
+        fail("--gpus, --tensor-parallel, --gpu-memory-utilization and --max-model-len are vLLM's; add --engine vllm or leave them out")
+    return args.engine if args.engine != "auto" else "vllm" if found and torch.cuda.is_available() else "torch"
 
 
 def main():
@@ -316,7 +318,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add_engine_flags(parser)
     args = parser.parse_args()
-    args.engine = choose_engine(args.engine)
+    args.engine = choose_engine(args)
     problems = read_problems(args.problems, args.limit)
     if os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(args.out) or "."):
         fail(f"cannot write {args.out}: it is a folder or in none that exists; choose another --out")

@@ -19,6 +19,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -326,7 +327,7 @@ def last_checkpoint(out):
 def open_run(args):
     """Makes the run folder, or checks that the one to be resumed was made with the same flags (args.json, written by main)."""
     path, free = f"{args.out}/args.json", (
-        "resume", "steps", "save_every", "workers", "log", "shard", "reference", "gradient_checkpointing", "gpus",
+        "resume", "steps", "save_every", "workers", "out", "tracker", "shard", "reference", "gradient_checkpointing", "gpus",
         "tensor_parallel", "gpu_memory_utilization", "max_model_len", "sleep")
     if os.path.exists(path) and (args.advantages or not args.resume):
         fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
@@ -433,32 +434,32 @@ def parse_args():
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory in the update for a third more time")
     parser.add_argument("--shard", choices=["fsdp", "none"], default="fsdp", help="under torchrun: weights split, or whole on every rank")
     parser.add_argument("--reference", choices=["device", "cpu"], default="device", help="where the initial model waits (--kl)")
-    parser.add_argument("--log", choices=["wandb", "tensorboard"], help="send the metrics there too; needs that package")
+    parser.add_argument("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too; needs that package")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of data order, samples and mini-batches")
     add_engine_flags(parser)
     parser.add_argument("--sleep", action="store_true", help="vllm: gives its memory back for the time of an update")
     args = parser.parse_args()
-    args.engine = choose_engine(args.engine)
+    args.engine = choose_engine(args)
     settings = f"unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
     args.out = args.out or f"runs/{settings}"
     return args
 
 
 def open_log(args):
-    """A function that sends a metrics row to --log."""
+    """A function that sends a metrics row to --tracker."""
     try:
-        if args.log == "wandb":
+        if args.tracker == "wandb":
             import wandb
             name = os.path.basename(os.path.normpath(args.out))
             run = wandb.init(dir=args.out, name=name, id=name, resume="allow", config=vars(args))
             return lambda row: run.log(row, step=row["step"])
-        if args.log == "tensorboard":
+        if args.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
             board = SummaryWriter(f"{args.out}/tensorboard")
             return lambda row: [board.add_scalar(name, value, row["step"]) for name, value in row.items() if value is not None]
     except ImportError:
-        fail(f"--log {args.log} needs its package: pip install {args.log}, or leave the flag out")
+        fail(f"--tracker {args.tracker} needs its package: pip install {args.tracker}, or leave the flag out")
     return lambda row: None
 
 
@@ -592,12 +593,14 @@ if __name__ == "__main__":
         if dist.is_initialized():
             dist.destroy_process_group()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may say it once more
         if ranks()[0] == 0:
             print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         if not dist.is_initialized():
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        print(f"error: rank {ranks()[0]} failed or lost another ({reason}); the same command with --resume continues", file=sys.stderr)
+        print(f"error: a process of the run failed; the same command with --resume continues (rank {ranks()[0]}: {reason})", file=sys.stderr)
         sys.exit(1)

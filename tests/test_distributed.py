@@ -3,6 +3,7 @@
     python -m pytest -q tests/test_distributed.py
     python tests/test_distributed.py 4                     # the largest differences of every case with 4 processes
 """
+import argparse
 import copy
 import os
 import re
@@ -326,9 +327,21 @@ def test_a_mistake_is_told_once(tmp_path):
     assert process.returncode != 0 and output.count("error: ") == 1 and "toy is no model folder" in output
 
 
+def test_torchrun_leaves_our_flags_alone(monkeypatch):
+    """It takes a flag that begins one of its own for that, before train.py sees it."""
+    from torch.distributed.run import get_args_parser
+    parsers = []
+    parse_args = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *rest: parsers.append(self) or parse_args(self, []))
+    train.parse_args()
+    ours = [flag for flag in parsers[0]._option_string_actions if flag.startswith("--") and flag != "--help"]
+    theirs = list(get_args_parser()._option_string_actions)
+    assert len(ours) > 40 and not [(one, other) for one in ours for other in theirs if other.startswith(one)]
+
+
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch, capsys):
-    args = SimpleNamespace(log=name, out=str(tmp_path / "run"))
+    args = SimpleNamespace(tracker=name, out=str(tmp_path / "run"))
     module = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}[name]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as end:
@@ -340,7 +353,7 @@ def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(init=lambda **_: run, SummaryWriter=lambda _: board))
     train.open_log(args)({"step": 3, "reward": 0.5, "loss": None})
     assert sent == [("step", 3, 3), ("reward", 0.5, 3)]
-    assert train.open_log(SimpleNamespace(log=None))({"step": 3}) is None
+    assert train.open_log(SimpleNamespace(tracker=None))({"step": 3}) is None
 
 
 def main(count):

@@ -258,16 +258,27 @@ def test_engines_end_with_whoever_started_them(stand_in, tmp_path, how, count):
     assert process.returncode == (130 if how == signal.SIGINT else -how)
 
 
+def engine_args(engine, **more):
+    return SimpleNamespace(**{"engine": engine, "gpus": None, "tensor_parallel": 1, "gpu_memory_utilization": None, "max_model_len": None} | more)
+
+
+def test_vllms_flags_need_vllm(capsys):
+    for more in ({"gpus": 2}, {"tensor_parallel": 2}, {"gpu_memory_utilization": 0.5}, {"max_model_len": 100}):
+        with pytest.raises(SystemExit):
+            sample.choose_engine(engine_args("torch", **more))
+        assert "add --engine vllm" in capsys.readouterr().err
+
+
 def test_flags(stand_in, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert sample.choose_engine("auto") == "torch" and sample.choose_engine("vllm") == "vllm"
+    assert sample.choose_engine(engine_args("auto")) == "torch" and sample.choose_engine(engine_args("vllm")) == "vllm"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert sample.choose_engine("auto") == "vllm" and sample.choose_engine("torch") == "torch"
+    assert sample.choose_engine(engine_args("auto")) == "vllm" and sample.choose_engine(engine_args("torch")) == "torch"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert sample.choose_engine("auto") == "torch"
+    assert sample.choose_engine(engine_args("auto")) == "torch"
     model, tokenizer = load_model(BASE, weights=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    for call, words in [(lambda: sample.choose_engine("vllm"), ["not installed", "--engine torch"]),
+    for call, words in [(lambda: sample.choose_engine(engine_args("vllm")), ["not installed", "--engine torch"]),
                         (lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)), ["3 GPUs of 4", "--tensor-parallel"]),
                         (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
                         (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, temperature=0.001), ["--temperature", "0.001"]),
