@@ -151,7 +151,7 @@ def monster(rng):
     """Very long or very deep."""
     n = rng.choice([300, 3000])
     return rng.choice([
-        "\n  exact " + "(" * n + "h" + ")" * n, "\n  exact " + "⟨" * n, "\n" + "  skip\n" * n, "\n  exact " + "fun h => " * n + "h", "\n  exact " + "h" * n,
+        "\n  exact " + "(" * n + "h" + ")" * n, "\n  exact " + "⟨" * n, "\n" + "  skip\n" * n, "\n  exact " + "fun h => " * (n // 30) + "h", "\n  exact " + "h" * n,
         "\n  exact h " + "-- x\n" * n, "\n  " + "/-" * n + "-/" * n + " trivial", "\n  " + "first | " * (n // 30) + "trivial", "\n  exact " + "h.1" * n,
         "\n  intro" + " h" * n, "\n  " + "(" * (n // 10) + "trivial" + ")" * (n // 10), "\n  exact \"" + "x" * n + "\""])
 
