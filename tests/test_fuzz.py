@@ -1,6 +1,6 @@
 """Attacks on the verifier: mutated proofs and random text between honest neighbours, judged by what cannot be fooled.
 
-    python -m pytest tests/test_fuzz.py                  # 20,000 rows
+    python -m pytest tests/test_fuzz.py                  # 4,000 rows
     python tests/test_fuzz.py --rows 1000000 --seed 1     # as many as you like, with a count of what was seen
 
 The judges: a prover for intuitionistic propositional logic of its own (no statement it refutes may have a proof), the truth
@@ -206,14 +206,14 @@ def fuzz(count, seed, alone, batch=200, progress=False):
 
 @needs_lean
 def test_no_attack_succeeds():
-    seen = fuzz(20000, 0, alone=100)
-    assert seen["proved"] > 3000 and seen["of statements without a proof"] > 3000 and 2000 < seen["stopped by the filter"] < 12000
+    seen = fuzz(4000, 0, alone=40)
+    assert seen["proved"] > 600 and seen["of statements without a proof"] > 600 and 400 < seen["stopped by the filter"] < 2400
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Attacks on the verifier.")
     parser.add_argument("--rows", type=int, default=1000000, help="how many")
-    parser.add_argument("--seed", type=int, default=1, help="of the first 20,000; the next ones have the next")
+    parser.add_argument("--seed", type=int, default=1, help="of the first 20,000; the next 20,000 have the next")
     parser.add_argument("--batch", type=int, default=200, help="completions per Lean process")
     flags = parser.parse_args()
     total = {}
