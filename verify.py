@@ -286,6 +286,11 @@ def message_of(line):
         return {"severity": "output", "data": line.decode("utf-8", "replace"), "pos": {"line": 0}}
 
 
+def words_of(messages):
+    """The end of what the process said that was no message of Lean's."""
+    return " ".join(message["data"] for message in messages if message["severity"] == "output")[-200:].strip()
+
+
 def run_lean(source, lean, timeout, tag=None, stop=None):
     """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died). Nothing of it is left over.
 
@@ -332,11 +337,11 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
                 end()
         process.wait()
         os.close(ours)
-    said = " ".join(message["data"] for message in [*messages, message_of(rest)] if message["severity"] == "output")
-    panic = "INTERNAL PANIC" in said  # out of memory, with the exit code of an ordinary error
+    output = [*messages, message_of(rest)]
+    panic = any("INTERNAL PANIC" in message["data"] for message in output if message["severity"] == "output")  # out of memory, with the exit code of an ordinary error
     wrong = any(message["severity"] == "error" for message in messages)
     if not trouble and (panic or process.returncode not in (0, 1) or process.returncode == 1 and not wrong):
-        trouble = f"Lean ended with code {process.returncode}: {said[-200:].strip()}"
+        trouble = f"Lean ended with code {process.returncode}: {words_of(output)}"
     return messages, trouble
 
 
@@ -413,8 +418,7 @@ def judge_once(batch, first_try, lean, timeout, stop):
                 spilled.add(number)
 
     if not trouble and finished < len(texts) - 1:
-        said = " ".join(message["data"] for message in messages if message["severity"] == "output")
-        trouble = f"Lean did not come to the end of its file: {said[-200:].strip()}"
+        trouble = f"Lean did not come to the end of its file: {words_of(messages)}"
     culprit = finished + 1 if trouble else len(texts)
     lost = bool(trouble and lean.sign)  # the messages that wait for the end
     seconds = (time.monotonic() - started) / len(batch)

@@ -21,6 +21,7 @@ from advantage import read_jsonl
 from real import vllm_engine
 from real.vllm_engine import start_engines, stop, sync, vllm_rows
 from sample import load_model, sample_rows
+from test_sample import call
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = f"{ROOT}/toy/base"
@@ -455,14 +456,6 @@ def test_tensor_parallel(tiny_model_dir):
 
 @needs_vllm
 def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
-        try:
-            sample.main()
-        except SystemExit as end:
-            return end.code
-        return 0
-
     original = vllm_engine.vllm_rows
 
     def stopped(*args, **kwargs):
@@ -471,15 +464,15 @@ def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield row
     arguments = sample_arguments(tmp_path)
-    assert call(*arguments) == 0
+    assert call(monkeypatch, *arguments) == 0
     whole = list(read_jsonl(tmp_path / "out.jsonl"))
     os.remove(tmp_path / "out.jsonl")
     monkeypatch.setattr(vllm_engine, "vllm_rows", stopped)
-    assert call(*arguments) == 130
+    assert call(monkeypatch, *arguments) == 130
     [part] = tmp_path.glob("out.jsonl.part-*")
     assert len(part.read_bytes().splitlines()) == 6
     monkeypatch.setattr(vllm_engine, "vllm_rows", original)
-    assert call(*arguments, "--gpus", 2) == 0
+    assert call(monkeypatch, *arguments, "--gpus", 2) == 0
     for mine, theirs in zip(read_jsonl(tmp_path / "out.jsonl"), whole, strict=True):
         assert mine["completion_ids"] == theirs["completion_ids"] and np.allclose(mine["logprobs"], theirs["logprobs"], atol=1e-5)
 
