@@ -94,7 +94,8 @@ def load_model(path, dtype="float32", device="cpu", weights=True):
             except OSError:  # it has no such file
                 model.generation_config = GenerationConfig.from_model_config(model.config)
             return model, tokenizer
-        options |= dict(dtype=getattr(torch, dtype), output_loading_info=True)
+        # train.py lets completions share a prompt by a mask of True and False, which another kind of attention would take for numbers
+        options |= dict(dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True)
         model, report = AutoModelForCausalLM.from_pretrained(path, **options)
         model = model.to(device).eval()
     except Exception as error:  # a dozen kinds, and the user's mistake is one: no model there, or no such device

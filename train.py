@@ -46,28 +46,34 @@ LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in 
 EMPTY = {"prompt_ids": [0], "completion_ids": [0], "copies": 0, "advantage": 0.0}  # what a rank computes that has nothing left
 
 
-def micro_batches(rows, token_budget):
-    """Lists of row indices whose padded size, rows x longest, stays within the budget; neighbours in length together."""
-    length = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
-    batches = [[]]
-    for i in sorted(range(len(rows)), key=lambda i: length[i]):
-        if batches[-1] and (len(batches[-1]) + 1) * length[i] > token_budget:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def pack(rows, token_budget):
+    """Lists of row indices, each a sequence: a prompt, computed once, and then of its completions as many as twice the longest row holds."""
+    completion, longest = [len(row["completion_ids"]) for row in rows], max(len(row["prompt_ids"] + row["completion_ids"]) for row in rows)
+    width, sequences, filled = max(longest, min(2 * longest, token_budget)), {}, {}
+    for i in sorted(range(len(rows)), key=lambda i: -completion[i]):
+        prompt = tuple(rows[i]["prompt_ids"])
+        if prompt not in sequences or filled[prompt] + completion[i] > width:
+            sequences.setdefault(prompt, []).append([])
+            filled[prompt] = len(prompt)
+        sequences[prompt][-1].append(i)
+        filled[prompt] += completion[i]
+    return sum(sequences.values(), [])
 
 
 def deal(rows, token_budget, count):
-    """The micro-batches of each of `count` ranks: tokens balanced, and equally many, [] where a rank has nothing left, since the
-    ranks go through them in step."""
-    length = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    """The micro-batches of each of `count` ranks: lists of sequences (see pack) of similar length, whose padded size stays within
+    the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
+    they go through them in step."""
+    length = {tuple(sequence): len(rows[sequence[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in sequence)
+              for sequence in pack(rows, token_budget)}
     hands, tokens = [[] for _ in range(count)], [0] * count
-    for i in sorted(range(len(rows)), key=lambda i: -length[i]):
+    for sequence in sorted(length, key=lambda sequence: -length[sequence]):
         least = tokens.index(min(tokens))
-        hands[least].append(i)
-        tokens[least] += length[i]
-    batches = [[[hand[k] for k in batch] for batch in micro_batches([rows[i] for i in hand], token_budget)] for hand in hands]
-    return [own + [[]] * (max(map(len, batches)) - len(own)) for own in batches]
+        if not hands[least] or (len(hands[least][-1]) + 1) * length[hands[least][-1][0]] > token_budget:
+            hands[least].append([])
+        hands[least][-1].append(sequence)
+        tokens[least] += length[sequence]
+    return [hand + [[]] * (max(map(len, hands)) - len(hand)) for hand in hands]
 
 
 class Head(torch.autograd.Function):
@@ -103,33 +109,44 @@ class Head(torch.autograd.Function):
         return of_hidden, of_weight, of_bias, None, None, None
 
 
-def target_logprobs(model, ids, at, targets, temperature, chunk):
+def target_logprobs(model, ids, positions, mask, at, targets, temperature, chunk):
     """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
-    hidden, head = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[at], model.get_output_embeddings()  # [N, H]
+    hidden = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[at]  # [N, H]
+    head = model.get_output_embeddings()
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else head.weight.dtype
     return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
 
 
-def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None):
-    """Log-probabilities [N] of the rows' completion tokens, row after row, with gradient where it is enabled.
+def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None, sequences=None):
+    """Log-probabilities [N] of the rows' completion tokens, row after row (of all sequences, if given), with gradient where it is enabled.
 
-    Token p is predicted at position p - 1, so a completion of C tokens after a prompt of P needs positions P-1 .. P+C-2,
-    and only there are logits made: never [B, L, V]. Logits go to float32 and are divided by the sampling temperature,
-    as in the sampler, so that the policy that is trained is the policy that sampled. Padding is on the right, where
-    causal attention never looks, so there is no mask; lengths alone say what is a completion, its EOS included.
+    Completions of one prompt stand side by side behind it in a sequence: a token sees the prompt and its own completion, and
+    its position is that in its own text. The first token of a completion is predicted by the prompt's last, the others by the
+    one before; only there are logits made, never [B, L, V]. They go to float32 and are divided by the sampling temperature, as
+    in the sampler, so that the policy that is trained is the policy that sampled. Lengths alone say what is a completion, its
+    EOS included; padding on the right is a part of its own, which none of the others sees.
     """
-    device = model.get_output_embeddings().weight.device
-    ids = torch.zeros(len(rows), max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows), dtype=torch.long)
-    rows_at, positions, targets = [], [], []
-    for b, row in enumerate(rows):
-        sequence = row["prompt_ids"] + row["completion_ids"]
-        ids[b, :len(sequence)] = torch.tensor(sequence)
-        rows_at += [b] * len(row["completion_ids"])
-        positions += range(len(row["prompt_ids"]) - 1, len(sequence) - 1)
-        targets += row["completion_ids"]
+    device, sequences = model.get_output_embeddings().weight.device, sequences or [[i] for i in range(len(rows))]
+    longest = max(len(rows[s[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in s) for s in sequences)
+    ids, positions, part = (np.zeros((len(sequences), longest), dtype=np.int64) for _ in range(3))  # [B, L]; part 0 is the prompt
+    part[:] = -1
+    at, targets = ([], []), []
+    for b, sequence in enumerate(sequences):
+        prompt = rows[sequence[0]]["prompt_ids"]
+        P = end = len(prompt)
+        ids[b, :P], positions[b, :P], part[b, :P] = prompt, np.arange(P), 0
+        for number, i in enumerate(sequence, 1):
+            completion = rows[i]["completion_ids"]
+            start, end = end, end + len(completion)
+            ids[b, start:end], positions[b, start:end], part[b, start:end] = completion, np.arange(P, P + end - start), number
+            at[0].extend([b] * len(completion))
+            at[1].extend([P - 1, *range(start, end - 1)])
+            targets += completion
+    ids, positions, part = (torch.from_numpy(array).to(device) for array in (ids, positions, part))
+    mask = ((part[:, :, None] == part[:, None]) | (part[:, None] == 0)).tril()[:, None]  # [B, 1, L, L]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
         logprobs = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))  # its own where FSDP has to know
-        return logprobs(ids.to(device), (rows_at, positions), torch.tensor(targets, device=device), temperature,
+        return logprobs(ids, positions, mask, at, torch.tensor(targets, device=device), temperature,
                         chunk or max(1, LOGITS // model.config.vocab_size))
 
 
@@ -141,8 +158,9 @@ def completion_logprobs(model, rows, temperature=1.0, micro_batch_tokens=16384, 
     together = torch.zeros(sum(lengths), device=model.get_output_embeddings().weight.device)
     result = together.split(lengths) if rows else []
     for batch in deal(rows, micro_batch_tokens, count)[rank] if rows else []:
-        values = token_logprobs(model, [rows[i] for i in batch] or [EMPTY], temperature, dtype)
-        for i, value in zip(batch, values.split([lengths[i] for i in batch] or 1)):
+        values = token_logprobs(model, rows if batch else [EMPTY], temperature, dtype, sequences=batch)
+        order = [i for sequence in batch for i in sequence]
+        for i, value in zip(order, values.split([lengths[i] for i in order] or 1)):
             result[i].copy_(value)
     if count > 1:
         dist.all_reduce(together)  # a sum of one value and zeros: the same bits on every rank
@@ -197,15 +215,17 @@ def update(model, reference, optimizer, rows, args, step):
         for part in np.array_split(order, minibatches):
             tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
             for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
-                batch = [part[i] for i in batch]
-                own = [rows[i] for i in batch] or [EMPTY]
+                batch = [[part[i] for i in sequence] for sequence in batch]
+                order = [i for sequence in batch for i in sequence]
+                own = [rows[i] for i in order] or [EMPTY]
                 lengths = torch.tensor([len(row["completion_ids"]) for row in own])
                 advantages, copies = (torch.tensor([row[key] for row in own]).repeat_interleave(lengths).to(device)
                                       for key in ("advantage", "copies"))  # [N] each
-                old_own, ref_own = (values and torch.cat([values[i] for i in batch] or [torch.zeros(1, device=device)])
+                old_own, ref_own = (values and torch.cat([values[i] for i in order] or [torch.zeros(1, device=device)])
                                     for values in (old, ref))
                 losses, kl, clipped = token_losses(
-                    token_logprobs(model, own, args.temperature, args.dtype), old_own, ref_own, advantages, args.clip, args.kl)
+                    token_logprobs(model, rows if batch else own, args.temperature, args.dtype, sequences=batch),
+                    old_own, ref_own, advantages, args.clip, args.kl)
                 ((copies * losses).sum() * count / tokens).backward()  # times count, since gradients are averaged over the ranks
                 for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
                     total[name] += (copies * value.detach()).sum().item()
@@ -429,7 +449,7 @@ def parse_args():
     parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for one proof")
     parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
     parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")
-    parser.add_argument("--micro-batch-tokens", type=count, default=4096, help="update: padded tokens a forward pass")
+    parser.add_argument("--micro-batch-tokens", type=count, default=2048, help="update: padded tokens a forward pass")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation; weights are float32")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory in the update for a third more time")
     parser.add_argument("--shard", choices=["fsdp", "none"], default="fsdp", help="under torchrun: weights split, or whole on every rank")

@@ -27,12 +27,13 @@ def model():
 
 
 def make_rows(model, count=12, seed=1):
-    """Rows of varied lengths with random advantages; their logprobs are the model's own."""
+    """Rows of varied lengths with random advantages, of three prompts; their logprobs are the model's own."""
     g = torch.Generator().manual_seed(seed)
     n = lambda low, high: torch.randint(low, high, (), generator=g).item()  # noqa: E731
     ids = lambda count: torch.randint(4, 40, (count,), generator=g).tolist()  # noqa: E731
-    rows = [{"id": f"t{i % 3}", "prompt_ids": [1] + ids(n(2, 9)), "completion_ids": ids(n(1, 15)) + [2],
-             "advantage": torch.randn((), generator=g).item()} for i in range(count)]
+    prompts = [[1] + ids(length) for length in (2, 5, 8)]
+    rows = [{"id": f"t{i % 3}", "prompt_ids": prompts[i % 3], "completion_ids": ids(n(1, 15)) + [2], "advantage": torch.randn((), generator=g).item()}
+            for i in range(count)]
     for row, logprobs in zip(rows, train.completion_logprobs(model, rows)):
         row["logprobs"] = logprobs.tolist()
     return rows
@@ -63,13 +64,39 @@ def test_completion_logprobs_keep_the_order_of_the_rows(model):
             assert torch.allclose(logprobs, torch.tensor(row["logprobs"]), atol=1e-5)
 
 
-def test_micro_batches_cover_every_row_once_within_the_budget(model):
+def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_each_alone(model):
+    rows = make_rows(model, 13)
+    weights = torch.linspace(-1, 1, sum(len(row["completion_ids"]) for row in rows))
+    sequences = [[5, 2, 8, 11], [0], [12, 3, 6, 9], [10, 1, 4, 7]]
+    order = [i for sequence in sequences for i in sequence]
+    results = []
+    for options in (dict(rows=[rows[i] for i in order]), dict(rows=rows, sequences=sequences)):
+        model.zero_grad()
+        logprobs = train.token_logprobs(model, **options)
+        (logprobs * weights).sum().backward()
+        results.append((logprobs.detach(), *(weight.grad.clone() for weight in model.parameters())))
+    for alone, together in zip(*results):
+        assert torch.allclose(alone, together, atol=2e-6)
+
+
+def test_a_completion_sees_nothing_of_its_neighbours(model):
+    rows = [{"prompt_ids": [1, 5], "completion_ids": completion} for completion in ([7, 8, 2], [9, 2], [10, 11, 12, 2])]
+    values = train.token_logprobs(model, rows, sequences=[[0, 1, 2]])
+    rows[0]["completion_ids"], rows[2]["completion_ids"] = [20, 21, 22], [23, 2]
+    assert torch.equal(values[3:5], train.token_logprobs(model, rows, sequences=[[0, 1, 2]])[3:5])
+    values[3:5].sum().backward()
+    assert model.model.embed_tokens.weight.grad[[5, 9]].abs().sum(1).min() > 0 and not model.model.embed_tokens.weight.grad[7:9].any()
+
+
+def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model):
     rows = make_rows(model, 40)
-    size = lambda i: len(rows[i]["prompt_ids"]) + len(rows[i]["completion_ids"])  # noqa: E731
-    for budget in (1, 50, 100, 10**6):
-        batches = train.micro_batches(rows, budget)
-        assert sorted(i for batch in batches for i in batch) == list(range(40))
-        assert all(len(batch) == 1 or len(batch) * max(map(size, batch)) <= budget for batch in batches)
+    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
+    for budget in (1, 30, 10**6):
+        sequences = train.pack(rows, budget)
+        assert sorted(sum(sequences, [])) == list(range(40)) and all(len({i % 3 for i in sequence}) == 1 for sequence in sequences)
+        lengths = [len(rows[s[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in s) for s in sequences]
+        assert max(lengths) <= max(longest, min(2 * longest, budget)) and len(sequences) < 40
+    assert len(train.pack(rows, 10**6)) < len(train.pack(rows, 1))
 
 
 def test_token_losses_by_hand():

@@ -1,0 +1,109 @@
+"""Two pictures of the paper's argument, on numbers that fit on a page: no prover, no Lean.
+
+    python results/mechanism.py --out results
+
+Left: why many tries need rare proofs (section 3.4). Training multiplies a proof's probability p by 1 + e; what that
+adds to pass@N is largest for p near 1/N. Right: what an update of train.py does to likely and to unlikely correct
+samples (sections 4.1 and 4.2). The policy is a table of 64 completions, half of them correct, with probabilities from
+0.15 down to 0.0003; 4,000 times a group of 32 is drawn from it and goes through advantage.py's advantages and train.py's
+clipped loss. Before the second epoch the likely correct samples are past the clip, so that it moves the others.
+"""
+import argparse
+import os
+import sys
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, HERE)
+import torch  # noqa: E402
+
+from advantage import add_advantages, at_least, fail  # noqa: E402
+from evaluate import panels, save  # noqa: E402
+from train import token_losses  # noqa: E402
+
+CORRECT = torch.arange(64) % 2 == 0  # [64] completions from likely to unlikely, every other one correct
+GROUP = 32
+
+
+def gain(p, N, e=0.2):
+    """What pass@N gains when the success probability p grows by the factor 1 + e (section 3.4)."""
+    return (1 - p) ** N - (1 - np.minimum(1, (1 + e) * p)) ** N
+
+
+def policy():
+    """Log-probabilities [64] of the table, falling by a tenth from each completion to the next."""
+    return torch.log_softmax(-0.1 * torch.arange(64.0) - 0.0, 0)
+
+
+def epochs_of_one_group(unlikeliness, epochs, lr, generator):
+    """One group's update: log-probabilities [epochs + 1, 64] before and after each epoch, the completions drawn [32], and for
+    each epoch and sample whether the clip takes its gradient away [epochs, 32]; None where the group is dropped."""
+    logits = policy().clone().requires_grad_()
+    old = logits.detach().clone()
+    drawn = torch.multinomial(old.exp(), GROUP, replacement=True, generator=generator)
+    rows = [{"id": "table", "completion_ids": [k], "logprobs": [old[k].item()], "reward": float(CORRECT[k])} for k in drawn.tolist()]
+    rows = add_advantages(rows, unlikeliness)
+    if rows[0]["advantage"] is None:
+        return None
+    advantages = torch.tensor([row["advantage"] for row in rows])
+    history, clips = [old], []
+    for _ in range(epochs):
+        losses, _, clipped = token_losses(logits.log_softmax(0)[drawn], old[drawn], None, advantages, 0.2, 0.0)
+        gradient, = torch.autograd.grad(losses.mean(), logits)
+        logits.data -= lr * gradient
+        history.append(logits.detach().log_softmax(0))
+        clips.append(clipped)
+    return torch.stack(history), drawn, torch.stack(clips)
+
+
+def average(unlikeliness, epochs, groups=4000, lr=2.0, seed=0):
+    """(change of log-probability [epochs, 64] after each epoch, share of its samples past the clip [epochs, 64]), over the
+    groups in which a completion was drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    change, clipped, seen, samples = torch.zeros(epochs, 64), torch.zeros(epochs, 64), torch.zeros(64), torch.zeros(64)
+    for _ in range(groups):
+        if result := epochs_of_one_group(unlikeliness, epochs, lr, generator):
+            history, drawn, clips = result
+            there = torch.zeros(64, dtype=torch.bool).index_fill_(0, drawn, True)
+            change += torch.where(there, history[1:] - history[0], 0)
+            seen += there
+            samples.index_add_(0, drawn, torch.ones(GROUP))
+            clipped.index_add_(1, drawn, clips.float())
+    return change / seen, clipped / samples
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Why large N needs rare proofs, and what epochs and rewards do to them.")
+    parser.error = fail
+    parser.add_argument("--out", default="results", help="folder for mechanism.png")
+    parser.add_argument("--groups", type=at_least(int, 1), default=4000, help="groups drawn for the right panel")
+    args = parser.parse_args()
+    figure, (left, right) = panels(1, 2, height=4.2)
+    p = np.logspace(-4, 0, 400)
+    for N in (1, 8, 64, 512):
+        left.plot(p, 100 * gain(p, N), linewidth=2, label=f"N = {N}")
+        print(f"N = {N}: pass@N gains most at p = {p[gain(p, N).argmax()]:.4f} (1/N = {1 / N:.4f})")
+    left.set(xscale="log", xlabel="p, a problem's success probability", ylabel="points that pass@N gains from 1.2 p")
+    left.legend()
+    probability, third = policy().exp()[CORRECT], len(policy()[CORRECT]) // 3
+    print("\nchange of log-probability of correct samples in one update, likeliest third and rarest third:")
+    for unlikeliness, look in ((0.0, "-"), (0.25, "--")):
+        change, clipped = average(unlikeliness, 3, args.groups)
+        for epoch, color in zip(range(3), ("#4477aa", "#ee6677", "#228833")):
+            values = change[epoch][CORRECT]
+            right.plot(probability, values, look, color=color, linewidth=2, label=f"{epoch + 1} epoch{'s' * (epoch > 0)}, beta {unlikeliness:g}")
+            past = clipped[epoch][CORRECT]
+            print(f"beta_rank {unlikeliness:4}, {epoch + 1} epochs: {values[:third].mean():+.3f} {values[-third:].mean():+.3f}; "
+                  f"past the clip before this epoch: {past[:third].mean():.0%} {past[-third:].mean():.0%}")
+    right.set(xscale="log", xlabel="probability of a correct sample", ylabel="change of its log-probability")
+    right.invert_xaxis()
+    right.legend(fontsize=9)
+    path = os.path.join(args.out, "mechanism.png")
+    os.makedirs(args.out, exist_ok=True)
+    save(figure, path)
+    print(f"\nFigure: {path}")
+
+
+if __name__ == "__main__":
+    main()
