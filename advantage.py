@@ -19,9 +19,12 @@ import sys
 import numpy as np
 
 
-def likelihood_rank(completions, scores):
+def likelihood_rank(completions, scores, ties="shared"):
     """Ranks [G] by falling score: 0 = most likely. Equal completions get their block's mean rank, so that float noise
-    in their log-probabilities cannot order them (neither the paper nor its release says what to do with ties)."""
+    in their log-probabilities cannot order them (neither the paper nor its release says what to do with ties).
+    ties "broken" lets it, and sampling order where there is none, to compare."""
+    if ties == "broken":
+        return np.argsort(np.argsort(-np.array(scores), kind="stable"), kind="stable").astype(float)
     mean_of = {c: np.mean([s for d, s in zip(completions, scores) if d == c]) for c in set(completions)}
     score = np.array([mean_of[c] for c in completions])
     likelier = (score[None, :] > score[:, None]).sum(axis=1)  # [G]
@@ -41,7 +44,7 @@ def group_advantages(rewards):
     return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
 
 
-def add_advantages(rows, unlikeliness=0.0, rank_by="sequence"):
+def add_advantages(rows, unlikeliness=0.0, rank_by="sequence", ties="shared"):
     """The rows of any number of groups (same id = same group), each with rank, shaped_reward and advantage added.
 
     rank_by "sequence" orders by the completion's log-probability (the paper), "token-mean" by its mean over the
@@ -57,7 +60,7 @@ def add_advantages(rows, unlikeliness=0.0, rank_by="sequence"):
         rewards = np.array([row["reward"] for row in group], dtype=float)
         reduce = np.sum if rank_by == "sequence" else np.mean
         scores = [reduce(row["logprobs"]) for row in group]
-        ranks = likelihood_rank([tuple(row["completion_ids"]) for row in group], scores)
+        ranks = likelihood_rank([tuple(row["completion_ids"]) for row in group], scores, ties)
         for row, rank in zip(group, ranks):
             row["rank"] = float(rank)
         if np.all(rewards == rewards[0]):
@@ -147,11 +150,12 @@ def main():
     parser.add_argument("--unlikeliness", type=at_least(float, 0, high=1), default=0.0,
                         help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="the paper's ranking or its release's")
+    parser.add_argument("--ties", choices=["shared", "broken"], default="shared", help="rank of equal completions: one, or by float noise")
     args = parser.parse_args()
     rows = list(read_verified(args.rows, "sample", "completion_ids", "logprobs"))
     if not rows:
         fail(f"{args.rows} has no rows; run verify.py first")
-    rows = add_advantages(rows, args.unlikeliness, args.rank_by)
+    rows = add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)
     write_jsonl(args.out, rows)
     kept = sum(row["advantage"] is not None for row in rows)
     print(f"{len(rows)} rows, {len({row['id'] for row in rows})} groups, {kept} rows in groups that are neither all right nor all wrong")

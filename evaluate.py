@@ -153,21 +153,23 @@ def score(model_path, rows, args):
 
 def uplift(ids, before, after, bins=5):
     """Uplift by relative rank [4, bins] and by rank [4, R], both as rate, low, high, problems. ids, before and after have
-    an entry per distinct correct sample, a problem's next to each other; in a bin a problem counts with its mean.
+    an entry per distinct correct sample, a problem's next to each other; in a bin a problem counts with its mean. after may
+    have several rows, [S, n], of as many runs with other seeds: then a sample counts with the share of runs that made it likelier.
 
     >>> uplift(["p", "p", "q", "q"], [-1, -5, -2, -9], [-2, -4, -1, -8], bins=2)[0][0].tolist()  # likelier: no, yes, yes, yes
     [0.5, 1.0]
     """
     by_bin, by_rank = [[] for _ in range(bins)], [[] for _ in ids]
+    ups = (np.atleast_2d(after) > np.array(before)).mean(0)  # [n]
     for _, group in groupby(range(len(ids)), key=lambda i: ids[i]):
         group = sorted(group, key=lambda i: -before[i])  # likeliest first
-        likelier = [float(after[i] > before[i]) for i in group]
+        likelier = [float(ups[i]) for i in group]
         part = np.minimum(np.arange(len(group)) * bins // max(1, len(group) - 1), bins - 1)
         for rank, up in enumerate(likelier):
             by_rank[rank].append(up)
         for b in set(part) if len(group) > 1 else ():
             by_bin[b].append(np.mean([up for up, p in zip(likelier, part) if p == b]))
-    return wilson(by_bin), wilson([ups for ups in by_rank if ups])
+    return wilson(by_bin), wilson([values for values in by_rank if values])
 
 
 def wilson(lists):

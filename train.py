@@ -216,12 +216,12 @@ def update(model, reference, optimizer, rows, args, step):
             tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
             for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
                 batch = [[part[i] for i in sequence] for sequence in batch]
-                order = [i for sequence in batch for i in sequence]
-                own = [rows[i] for i in order] or [EMPTY]
+                places = [i for sequence in batch for i in sequence]
+                own = [rows[i] for i in places] or [EMPTY]
                 lengths = torch.tensor([len(row["completion_ids"]) for row in own])
                 advantages, copies = (torch.tensor([row[key] for row in own]).repeat_interleave(lengths).to(device)
                                       for key in ("advantage", "copies"))  # [N] each
-                old_own, ref_own = (values and torch.cat([values[i] for i in order] or [torch.zeros(1, device=device)])
+                old_own, ref_own = (values and torch.cat([values[i] for i in places] or [torch.zeros(1, device=device)])
                                     for values in (old, ref))
                 losses, kl, clipped = token_losses(
                     token_logprobs(model, rows if batch else own, args.temperature, args.dtype, sequences=batch),
@@ -420,6 +420,7 @@ def parse_args():
     # the algorithm (paper, Table 1)
     parser.add_argument("--unlikeliness", type=at_least(float, 0, high=1), default=0.0, help="beta_rank; the paper uses 0.25 (0: plain GRPO)")
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="likelihood that ranks a group")
+    parser.add_argument("--ties", choices=["shared", "broken"], default="shared", help="rank of equal completions: one, or by float noise")
     parser.add_argument("--ppo-epochs", type=count, default=1, help="passes over the buffer per update; the paper tries 1 to 3")
     parser.add_argument("--kl", type=share, default=0.02, help="beta_KL; 0 leaves the reference model out altogether")
     parser.add_argument("--clip", type=positive, default=0.2, help="PPO clip epsilon")
@@ -559,7 +560,7 @@ def main():
             folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
             rows, seconds_sample, seconds_verify = sample_and_verify(
                 sampler, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
-            rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by)))
+            rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)))
             buffer += [row for row in rows if row["advantage"] is not None]
         start, updated = time.time(), {}
         if full := share(buffer if len(buffer) >= args.train_batch else []):

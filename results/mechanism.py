@@ -5,7 +5,7 @@
 Left: why many tries need rare proofs (section 3.4). Training multiplies a proof's probability p by 1 + e; what that
 adds to pass@N is largest for p near 1/N. Right: what an update of train.py does to likely and to unlikely correct
 samples (sections 4.1 and 4.2). The policy is a table of 64 completions, half of them correct, with probabilities from
-0.15 down to 0.0003; 4,000 times a group of 32 is drawn from it and goes through advantage.py's advantages and train.py's
+0.095 down to 0.0002; 4,000 times a group of 32 is drawn from it and goes through advantage.py's advantages and train.py's
 clipped loss. Before the second epoch the likely correct samples are past the clip, so that it moves the others.
 """
 import argparse
@@ -32,8 +32,8 @@ def gain(p, N, e=0.2):
 
 
 def policy():
-    """Log-probabilities [64] of the table, falling by a tenth from each completion to the next."""
-    return torch.log_softmax(-0.1 * torch.arange(64.0) - 0.0, 0)
+    """Log-probabilities [64] of the table, each lower by 0.1 than the one before."""
+    return torch.log_softmax(-0.1 * torch.arange(64.0), 0)
 
 
 def epochs_of_one_group(unlikeliness, epochs, lr, generator):
@@ -97,8 +97,9 @@ def main():
             print(f"beta_rank {unlikeliness:4}, {epoch + 1} epochs: {values[:third].mean():+.3f} {values[-third:].mean():+.3f}; "
                   f"past the clip before this epoch: {past[:third].mean():.0%} {past[-third:].mean():.0%}")
     right.set(xscale="log", xlabel="probability of a correct sample", ylabel="change of its log-probability")
+    right.set_ylim(0, 0.34)
     right.invert_xaxis()
-    right.legend(fontsize=9)
+    right.legend(fontsize=9, ncols=2, loc="upper center", handlelength=1.5, columnspacing=1)
     path = os.path.join(args.out, "mechanism.png")
     os.makedirs(args.out, exist_ok=True)
     save(figure, path)

@@ -1,0 +1,56 @@
+#!/bin/bash
+# All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
+#
+#     bash results/run.sh                  # the runs, into runs/results; from them the tables and figures in results/
+#     STEPS=2 SAMPLES=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
+#
+# Two runs at a time, each on one core: that takes less time than one after the other on two.
+set -euo pipefail
+export OUT=${1:-runs/results} STEPS=${STEPS:-100} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2} OMP_NUM_THREADS=1
+REPORT=${2:-results}
+mkdir -p "$OUT"
+OUT=$(realpath "$OUT") REPORT=$(realpath -m "$REPORT")
+cd "$(dirname "$0")/.."
+
+judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
+    test -e "$OUT/$1/verified.jsonl" && return
+    mkdir -p "$OUT/$1"
+    test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}"
+    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128
+}
+
+run() {  # NAME SEED SAMPLES FLAGS: a training run, then its last model on the held-out problems
+    local last=checkpoints/step_$(printf %05d "$STEPS")
+    test -d "$OUT/$1-seed$2/$last" || python train.py --out "$OUT/$1-seed$2" --resume --seed "$2" --steps "$STEPS" --eval-samples 0 --workers 1 "${@:4}"
+    judged "$1-seed$2/val" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$3"
+}
+
+job() {  # one of the two, with its words in a log
+    local start=$SECONDS log="$OUT/$2${3:+-$3}.log"
+    "$@" >> "$log" 2>&1 || { echo "failed, see $log: $*" >&2; exit 255; }
+    echo "$((SECONDS - start)) s: $*"
+}
+export -f judged run job
+
+{
+    echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $SAMPLES"
+    echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
+    for seed in $SEEDS; do  # the paper's settings (Table 1)
+        echo "run default $seed $SAMPLES --kl 0.02"
+        echo "run high-kl $seed $SAMPLES --kl 0.1"
+        echo "run epochs-2 $seed $SAMPLES --kl 0.1 --ppo-epochs 2"
+        echo "run epochs-3 $seed $SAMPLES --kl 0.1 --ppo-epochs 3"
+        echo "run unlikeliness-1 $seed $SAMPLES --kl 0.1 --unlikeliness 0.25"
+        echo "run unlikeliness-2 $seed $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+    done
+    for seed in $SEEDS; do  # the last with one thing changed; its beta_rank 0 is epochs-2
+        echo "run beta-0.1 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.1"
+        echo "run beta-0.5 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
+        echo "run beta-1 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
+        echo "run token-mean $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
+        echo "run ties-broken $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
+    done
+} | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
+
+python results/report.py "$OUT" --out "$REPORT"
+python results/mechanism.py --out "$REPORT"
