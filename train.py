@@ -39,7 +39,7 @@ from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from sample import add_engine_flags, choose_engine, load_model, read_problems, sample_rows
 from real.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
 from real.vllm_engine import rest, start_engines, sync, vllm_rows
-from verify import find_lean, verify_stream
+from verify import find_lean, judge_batch, remembering, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
 LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in backward
@@ -279,7 +279,8 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
     rows = whole(f"{folder}/verified.jsonl", count, "reward")
     if not rows:
         samples = whole(f"{folder}/samples.jsonl", count, "logprobs") or written(f"{folder}/samples.jsonl", sampling())
-        verified = verify_stream(samples, lean, args.workers, args.verify_batch, args.timeout, progress, total=count)
+        verified = verify_stream(samples, lean, args.workers, args.verify_batch, args.timeout, progress, total=count,
+                                 judge=remembering(args.verdicts) if args.verdicts else judge_batch)
         rows = list(written(f"{folder}/verified.jsonl", verified))
     sampled = sampled[0] if sampled else start
     return rows, sampled - start, time.time() - sampled
@@ -347,7 +348,7 @@ def last_checkpoint(out):
 def open_run(args):
     """Makes the run folder, or checks that the one to be resumed was made with the same flags (args.json, written by main)."""
     path, free = f"{args.out}/args.json", (
-        "resume", "steps", "save_every", "workers", "out", "tracker", "shard", "reference", "gradient_checkpointing", "gpus",
+        "resume", "steps", "save_every", "workers", "verdicts", "out", "tracker", "shard", "reference", "gradient_checkpointing", "gpus",
         "tensor_parallel", "gpu_memory_utilization", "max_model_len", "sleep")
     if os.path.exists(path) and (args.advantages or not args.resume):
         fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
@@ -424,12 +425,12 @@ def parse_args():
     parser.add_argument("--ppo-epochs", type=count, default=1, help="passes over the buffer per update; the paper tries 1 to 3")
     parser.add_argument("--kl", type=share, default=0.02, help="beta_KL; 0 leaves the reference model out altogether")
     parser.add_argument("--clip", type=positive, default=0.2, help="PPO clip epsilon")
-    parser.add_argument("--steps", type=count, default=70, help="sampling steps")
+    parser.add_argument("--steps", type=count, default=100, help="sampling steps")
     parser.add_argument("--problems-per-step", type=count, default=16, help="problems sampled a step, B")
     parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
     parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step")
-    parser.add_argument("--lr", type=share, default=2e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
+    parser.add_argument("--lr", type=share, default=1e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
     parser.add_argument("--weight-decay", type=share, default=0.01, help="of AdamW")
     parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
     parser.add_argument("--grad-skip", type=positive, default=20.0, help="an update with a larger gradient norm is skipped")
@@ -447,6 +448,7 @@ def parse_args():
     parser.add_argument("--memory-gb", type=positive, default=16.0, help="address space of one Lean process")
     parser.add_argument("--workers", type=count, default=os.cpu_count(), help="Lean processes")
     parser.add_argument("--verify-batch", type=count, default=128, help="completions per Lean process")
+    parser.add_argument("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
     parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for one proof")
     parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
     parser.add_argument("--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch")

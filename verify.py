@@ -33,6 +33,7 @@ import select
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -378,6 +379,44 @@ def judge_batch(batch, lean, timeout, stop=None):
     return verdicts
 
 
+def remembering(path, judge=judge_batch):
+    """judge, but asks Lean only for what is not yet in the SQLite file `path`, where it notes what was proved or rejected: runs that
+    sample the same problems share many completions. All that a verdict depends on is in its key, this file's text too, except
+    the library of a Lake project: after a change there, delete the file."""
+    with open(__file__, "rb") as file:
+        verifier = hashlib.sha256(file.read()).hexdigest()
+
+    def remembered(batch, lean, timeout, stop=None):
+        way = [verifier, lean.version, lean.command, lean.env.get("LEAN_PATH")]
+        name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as store:  # a process's threads, and other processes
+                store.execute("PRAGMA journal_mode = WAL")
+                store.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
+                found = {key: store.execute("SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]).fetchone() for key in batch}
+                new = judge(unknown, lean, timeout, stop) if (unknown := [key for key in batch if not found[key]]) else {}
+                store.execute("BEGIN IMMEDIATE")
+                store.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)",
+                                  [(name[key], *verdict) for key, verdict in new.items() if verdict[0] in ("proved", "rejected")])
+                store.execute("COMMIT")
+        except sqlite3.Error as error:
+            fail(f"--verdicts {path} is of no use ({error}); delete it or name another file")
+        return {key: verdict for key, verdict in found.items() if verdict} | new
+
+    return remembered
+
+
+def judge_misplaced(batch, first_try, error, lean, timeout, stop):
+    """As judge_once, for a batch with an error before its first statement. The header is at fault if a `sorry` behind it has that
+    error too; else it is a proof's, which Lean cannot place (`apply Or.inl`, new line, `.2.elim`), and halving finds it."""
+    alone = (*batch[0][:2], GAP)
+    if batch == [alone] or judge_once([alone], first_try, lean, timeout, stop)[0].get(alone, " ")[1].startswith("bad header"):
+        return {key: ("error", f"bad header: {error}", 0.0) for key in batch}, []
+    if len(batch) == 1:
+        return {batch[0]: ("rejected", error, 0.0)}, []
+    return {}, [(batch[:len(batch) // 2], first_try), (batch[len(batch) // 2:], first_try)]
+
+
 def judge_once(batch, first_try, lean, timeout, stop):
     """One Lean process for a batch: (verdicts, [(keys to judge again, whether that is their first try), ...]).
 
@@ -402,7 +441,7 @@ def judge_once(batch, first_try, lean, timeout, stop):
         mine = f"{tag}_{number}."  # what nobody else can write
         data = re.sub(rf"{tag}_\d+\.?", "", said)
         if number < 0 and message["severity"] == "error":
-            return {key: ("error", f"bad header: {data}", 0.0) for key in batch}, []
+            return judge_misplaced(batch, first_try, data, lean, timeout, stop)
         if number < 0 or number == len(texts) or line > last_lines[number]:
             sign = re.fullmatch(rf"{tag}_(\d+)\.", said)
             finished = max(finished, int(sign[1])) if sign else finished
@@ -605,6 +644,7 @@ def main():
     parser.add_argument("--verifier", choices=["lean", "lean-dojo"], default="lean", help="what asks Lean: this file, or the package lean-dojo")
     parser.add_argument("--project", help="the Lake project where Lean runs (default: the working folder)")
     parser.add_argument("--header", help="first lines for rows without a header of their own (default: Mathlib's; '' for none)")
+    parser.add_argument("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="Lean processes at a time")
     parser.add_argument("--batch", type=at_least(int, 1), default=32, help="completions per Lean process")
     parser.add_argument("--timeout", type=at_least(float, 0, exclusive=True), default=120.0, help="seconds for one proof")
@@ -633,6 +673,7 @@ def main():
         problems = {(header_of(row, lean), row["statement"]) for row in checked(args.rows)}
         work = os.path.join(lean.folder, ".lake", "dojo")
         judge = dojo.judge_with(dojo.trace_problems(problems, lean.folder, work, lean, args.timeout, args.workers))
+    judge = remembering(args.verdicts, judge) if args.verdicts else judge
     part = part_name(args.out, [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier])
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))

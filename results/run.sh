@@ -4,24 +4,27 @@
 #     bash results/run.sh                  # the runs, into runs/results; from them the tables and figures in results/
 #     STEPS=2 SAMPLES=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
 #
-# Two runs at a time, each on one core: that takes less time than one after the other on two.
+# Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
+# a completion (--verdicts): many are sampled by several of them. A run goes once through its problems, the first of toy/train.jsonl.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-100} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2} OMP_NUM_THREADS=1
 REPORT=${2:-results}
-mkdir -p "$OUT"
-OUT=$(realpath "$OUT") REPORT=$(realpath -m "$REPORT")
+mkdir -p "$OUT" "$REPORT"
+OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
 cd "$(dirname "$0")/.."
+head -n $((16 * STEPS)) toy/train.jsonl > "$OUT/train.jsonl"
 
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
     mkdir -p "$OUT/$1"
     test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}"
-    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128
+    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128 --verdicts "$OUT/verdicts.sqlite"
 }
 
 run() {  # NAME SEED SAMPLES FLAGS: a training run, then its last model on the held-out problems
     local last=checkpoints/step_$(printf %05d "$STEPS")
-    test -d "$OUT/$1-seed$2/$last" || python train.py --out "$OUT/$1-seed$2" --resume --seed "$2" --steps "$STEPS" --eval-samples 0 --workers 1 "${@:4}"
+    test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
+        --steps "$STEPS" --eval-samples 0 --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:4}"
     judged "$1-seed$2/val" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$3"
 }
 

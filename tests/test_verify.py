@@ -54,6 +54,47 @@ def test_honest_and_wrong_proofs_side_by_side():
 
 
 @needs_lean
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_an_error_without_a_place_is_its_own_proofs(batch):
+    """Lean puts the error of this one on the first line of the file."""
+    statement = "(p ∧ q → False) → (True ∨ r ∨ p) ∨ (p → r)"
+    rows = [row(*one) for one in PROOFS[:20]]
+    rows[7:7] = [row(statement, "\n  intro h1\n  apply Or.inl\n  .2.elim"), row(statement, "\n  intro h1\n  exact .inl (.inl trivial)")]
+    found = verify.verify_rows(rows, progress=False, batch=batch)
+    assert [one["verdict"] for one in found] == ["proved"] * 7 + ["rejected"] + ["proved"] * 14
+    assert "unsolved goals" in found[7]["message"]
+
+
+@needs_lean
+def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge(tmp_path, monkeypatch):
+    rows, asked = [row(*one) for one in PROOFS[:9] + WRONG[:9] + PROOFS[-3:]], []
+
+    def counting(batch, *rest):
+        asked.append(len(batch))
+        return verify.judge_batch(batch, *rest)
+
+    lean, path = verify.find_lean(), str(tmp_path / "verdicts.sqlite")
+    plain, *others = ([(one["verdict"], one["message"]) for one in verify.verify_rows(some, lean, batch=5, progress=False, judge=judge)]
+                      for some, judge in ((rows, verify.judge_batch), (rows[:7], verify.remembering(path, counting)),
+                                          (rows, verify.remembering(path, counting)), (rows, verify.remembering(path, counting))))
+    assert others == [plain[:7], plain, plain] and sum(asked) == len(rows)
+    weaker = lean._replace(command=["-DmaxHeartbeats=200" if "Heartbeats" in word else word for word in lean.command])
+    verify.verify_rows(rows[:5], weaker, progress=False, judge=verify.remembering(path, counting))
+    assert sum(asked) == len(rows) + 5
+    broken = lambda batch, *rest: {key: ("error", "no verdict", 0.0) for key in batch}  # noqa: E731
+    other = str(tmp_path / "other.sqlite")
+    verify.verify_rows(rows, lean, progress=False, judge=verify.remembering(other, broken))
+    assert judge(rows, judge=verify.remembering(other)) == [verdict for verdict, _ in plain]
+
+
+def test_a_file_that_holds_no_verdicts_is_named(tmp_path, capsys):
+    (tmp_path / "v.sqlite").write_text("no database, but long enough to be looked at " * 40)
+    with pytest.raises(SystemExit):
+        verify.remembering(str(tmp_path / "v.sqlite"))([("", "theorem t : True := by", " trivial")], verify.Lean([], [], {}, "", "", True, "", False, ""), 1)
+    assert "v.sqlite is of no use" in capsys.readouterr().err
+
+
+@needs_lean
 def test_cheats_do_not_reach_their_neighbours():
     rows = [one for cheat in CHEATS for one in (row("p → q", cheat), row("p → p", f"\n  intro h{len(cheat)}\n  exact h{len(cheat)}"))]
     assert judge(rows, batch=500) == ["rejected", "proved"] * len(CHEATS)
