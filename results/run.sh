@@ -17,14 +17,14 @@ head -n $((16 * STEPS)) toy/train.jsonl > "$OUT/train.jsonl"
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
     mkdir -p "$OUT/$1"
-    test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}"
+    test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}" || return
     python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128 --verdicts "$OUT/verdicts.sqlite"
 }
 
 run() {  # NAME SEED SAMPLES FLAGS: a training run, then its last model on the held-out problems
     local last=checkpoints/step_$(printf %05d "$STEPS")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
-        --steps "$STEPS" --eval-samples 0 --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:4}"
+        --steps "$STEPS" --eval-samples 0 --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:4}" || return
     judged "$1-seed$2/val" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$3"
 }
 
