@@ -27,7 +27,7 @@ GROUP = 32
 
 
 def gain(p, N, e=0.2):
-    """What pass@N gains when the success probability p grows by the factor 1 + e (section 3.4)."""
+    """What pass@N gains when the success probability p grows by the factor 1 + e, to 1 at most (section 3.4)."""
     return (1 - p) ** N - (1 - np.minimum(1, (1 + e) * p)) ** N
 
 

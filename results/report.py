@@ -2,7 +2,7 @@
 
     python results/report.py runs/results --out results
 
-Reads: NAME-seedS/metrics.jsonl, NAME-seedS/val/verified.jsonl and the last checkpoint of each run, base/verified.jsonl,
+Reads: NAME-seedS/metrics.jsonl, NAME-seedS/val-STEPS/verified.jsonl and the checkpoints of each run, base/verified.jsonl,
 base-train/verified.jsonl. Writes pass_at_n.png, uplift.png, curves.png, and fills the tables between the marks of README.md.
 An interval is 95 % of a bootstrap that draws seeds and problems anew, both with replacement; with three seeds the part
 that the seeds have in it is a rough one, and the seeds' own values stand beside it where there is room.
@@ -32,7 +32,7 @@ SOLVED = {"base": 7707, "default": 7860, "epochs-2": 8008, "epochs-3": 8006, "un
 
 def seeds_of(folder, name):
     """The run folders of a setting, a seed each."""
-    return sorted(glob.glob(f"{folder}/{name}-seed*"))
+    return sorted(glob.glob(f"{folder}/{name}-seed*/"))
 
 
 def passes(paths):
@@ -65,16 +65,12 @@ def pass_columns(curves, sign="", head="%, mean of seeds [95 %]"):
     return [[head, *(f"pass@{N}" for N in NS[:longest])]] + [[label, *cells(c, longest, sign)] for label, c in curves.items()]
 
 
-def last_checkpoint(folder):
-    return sorted(glob.glob(f"{folder}/checkpoints/step_*"))[-1]
-
-
-def uplifts(folder, names, args):
-    """{setting: uplift(...)} of the base model's correct training samples, scored under each seed's last checkpoint."""
+def uplifts(folder, names, steps, args):
+    """{setting: uplift(...)} of the base model's correct training samples, scored under each seed's model after so many steps."""
     rows = correct_samples(f"{folder}/base-train/verified.jsonl")
     before = score(f"{HERE}/toy/base", rows, args)
-    return {name: uplift([row["id"] for row in rows], before, [score(last_checkpoint(run), rows, args) for run in seeds_of(folder, name)])
-            for name in names}
+    return {name: uplift([row["id"] for row in rows], before,
+                         [score(f"{run}/checkpoints/step_{steps:05d}", rows, args) for run in seeds_of(folder, name)]) for name in names}
 
 
 def curves(folder, path):
@@ -137,11 +133,11 @@ def main():
     parser.add_argument("--dtype", default="float32", help="of the computation")
     parser.add_argument("--device", default="cpu", help="torch device")
     args = parser.parse_args()
-    names = [name for name in [*SETTINGS, *ABLATION] if seeds_of(args.folder, name)]
-    if missing := [name for name in SETTINGS if name not in names]:
+    if missing := [name for name in SETTINGS if not seeds_of(args.folder, name)]:
         fail(f"{args.folder} has no run of {missing[0]}; let results/run.sh finish")
     base = passes([f"{args.folder}/base/verified.jsonl"])
-    rates = {name: passes([f"{run}/val/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in dict.fromkeys(names)}
+    steps = [int(path.split("-")[-1]) for path in glob.glob(f"{seeds_of(args.folder, 'unlikeliness-2')[0]}/val-*")]
+    rates = {name: passes([f"{run}/val-{max(steps)}/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in SETTINGS}
     tables = {"seeds": ", ".join(f"{name}: {len(values)}" for name, values in rates.items())}
 
     columns = pass_columns({"base": interval(base), **{name: interval(rates[name]) for name in SETTINGS}})
@@ -170,24 +166,26 @@ def main():
                      spread(metric(runs, "kl", last), 3), spread(100 * metric(runs, "clip_fraction"), 2)])
     tables["training"] = markdown(list(map(list, zip(*rows))))
 
-    by_rank = uplifts(args.folder, [name for name in dict.fromkeys(names)], args)
-    tables["uplift"] = uplift_table({name: by_rank[name] for name in SETTINGS})
-    if all(name in names for name in ABLATION):
-        at = [k for k in (0, 2, 4, 6) if k < min(7, base.shape[2])]
+    by_rank = uplifts(args.folder, SETTINGS, max(steps), args)
+    tables["uplift"] = uplift_table(by_rank)
+    if all(glob.glob(f"{run}/val-{min(steps)}/verified.jsonl") for name in ABLATION for run in seeds_of(args.folder, name) or ["none"]):
+        few = {name: passes([f"{run}/val-{min(steps)}/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in ABLATION}
+        short, last = uplifts(args.folder, ABLATION, min(steps), args), slice(min(steps) - 10 if min(steps) > 10 else 0, min(steps))
+        at = [k for k in (0, 2, 4, 6) if k < min(few[name].shape[2] for name in ABLATION)]
         rows = [["", *(f"pass@{NS[k]} above base" for k in at), "uplift, likeliest fifth, %", "rarest fifth, %", "distinct proofs, last 10", "KL, last 10"]]
         for name, label in ABLATION.items():
-            curve, runs = interval(rates[name][:, :, :7] - base[:, :, :7]), seeds_of(args.folder, name)
-            parts = cells(by_rank[name][0][:3], 5)
-            rows.append([label, *(cells(curve, 7, "+")[k] for k in at), parts[0], parts[-1],
+            curve, runs = interval(few[name] - base[:, :, :few[name].shape[2]]), seeds_of(args.folder, name)
+            parts = cells(short[name][0][:3], 5)
+            rows.append([label, *(cells(curve, curve.shape[1], "+")[k] for k in at), parts[0], parts[-1],
                          spread(metric(runs, "unique_proofs", last), 0), spread(metric(runs, "kl", last), 3)])
         tables["ablation"] = markdown(list(map(list, zip(*rows))))
         compare = {"beta_rank 0.25 - 0": ("unlikeliness-2", "epochs-2"), "beta_rank 1 - 0.25": ("beta-1", "unlikeliness-2"),
                    "token-mean - sequence": ("token-mean", "unlikeliness-2"), "ties broken - shared": ("ties-broken", "unlikeliness-2")}
-        pairs = {label: interval(rates[a][:, :, :7] - rates[b][:, :, :7]) for label, (a, b) in compare.items()}
+        pairs = {label: interval(few[a] - few[b]) for label, (a, b) in compare.items()}
         tables["ablation-pairs"] = markdown(pass_columns(pairs, "+", "difference, points [95 %]"))
 
     draw_passes(base, rates, f"{args.out}/pass_at_n.png")
-    draw_uplift({name: by_rank[name] for name in SETTINGS}, f"{args.out}/uplift.png")
+    draw_uplift(by_rank, f"{args.out}/uplift.png")
     curves(args.folder, f"{args.out}/curves.png")
     if os.path.exists(f"{args.out}/README.md"):
         fill(f"{args.out}/README.md", tables)

@@ -2,12 +2,13 @@
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
 #     bash results/run.sh                  # the runs, into runs/results; from them the tables and figures in results/
-#     STEPS=2 SAMPLES=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
+#     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
 #
 # Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
 # a completion (--verdicts): many are sampled by several of them. A run goes once through its problems, the first of toy/train.jsonl.
 set -euo pipefail
-export OUT=${1:-runs/results} STEPS=${STEPS:-100} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2} OMP_NUM_THREADS=1
+export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
+export OMP_NUM_THREADS=1
 REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
 OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
@@ -21,37 +22,40 @@ judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128 --verdicts "$OUT/verdicts.sqlite"
 }
 
-run() {  # NAME SEED SAMPLES FLAGS: a training run, then its last model on the held-out problems
-    local last=checkpoints/step_$(printf %05d "$STEPS")
+run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems
+    local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
-        --steps "$STEPS" --eval-samples 0 --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:4}" || return
-    judged "$1-seed$2/val" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$3"
+        --steps "$3" --eval-samples 0 --save-every "$SHORT" --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
+    judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4"
 }
 
 job() {  # one of the two, with its words in a log
-    local start=$SECONDS log="$OUT/$2${3:+-$3}.log"
+    local start=$SECONDS log="$OUT/$2.log"
+    if [ "$1" = run ]; then log="$OUT/$2-seed$3.log"; fi
     "$@" >> "$log" 2>&1 || { echo "failed, see $log: $*" >&2; exit 255; }
     echo "$((SECONDS - start)) s: $*"
 }
 export -f judged run job
 
 {
-    echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $SAMPLES"
+    echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # more, since all are compared with it
     echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
     for seed in $SEEDS; do  # the paper's settings (Table 1)
-        echo "run default $seed $SAMPLES --kl 0.02"
-        echo "run high-kl $seed $SAMPLES --kl 0.1"
-        echo "run epochs-2 $seed $SAMPLES --kl 0.1 --ppo-epochs 2"
-        echo "run epochs-3 $seed $SAMPLES --kl 0.1 --ppo-epochs 3"
-        echo "run unlikeliness-1 $seed $SAMPLES --kl 0.1 --unlikeliness 0.25"
-        echo "run unlikeliness-2 $seed $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+        echo "run default $seed $STEPS $SAMPLES --kl 0.02"
+        echo "run high-kl $seed $STEPS $SAMPLES --kl 0.1"
+        echo "run epochs-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2"
+        echo "run epochs-3 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 3"
+        echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
+        echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done
-    for seed in $SEEDS; do  # the last with one thing changed; its beta_rank 0 is epochs-2
-        echo "run beta-0.1 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.1"
-        echo "run beta-0.5 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
-        echo "run beta-1 $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
-        echo "run token-mean $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
-        echo "run ties-broken $seed $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
+    for seed in $SEEDS; do  # the last with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
+        echo "run epochs-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2"  # both are there already, after more steps
+        echo "run unlikeliness-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+        echo "run beta-0.1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.1"
+        echo "run beta-0.5 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
+        echo "run beta-1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
+        echo "run token-mean $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
+        echo "run ties-broken $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
     done
 } | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 

@@ -49,6 +49,14 @@ def test_float_noise_does_not_order_identical_completions():
         assert ranks.tolist() == [3, 0.5, 3, 3, 5, 0.5]  # b on 0, 1; a on 2, 3, 4; c on 5
 
 
+def test_broken_ties_follow_the_noise_and_else_the_order():
+    noise = [-2.0, -1.0, -1.999999, -2.0]
+    assert likelihood_rank(["a", "b", "a", "a"], noise, "broken").tolist() == [2, 0, 1, 3]
+    assert likelihood_rank(["a", "b", "a", "a"], noise).tolist() == [2, 0, 2, 2]
+    rows = [dict(id="t", sample=k, completion_ids=[5], logprobs=[-1.0], reward=float(k > 0)) for k in range(3)]
+    assert [row["rank"] for row in add_advantages(rows, 0.25, ties="broken")] == [0, 1, 2]
+
+
 # Shaped rewards
 
 def test_unlikeliness_reward_by_hand():

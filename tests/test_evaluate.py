@@ -185,6 +185,13 @@ def test_uplift_by_hand():
     assert by_bin[0].tolist() == pytest.approx([1 / 2, 1 / 4]) and by_bin[3].tolist() == [2, 2]
 
 
+def test_uplift_over_seeds_counts_the_share_of_runs():
+    ids, before = ["p", "p", "q", "q"], [-1.0, -5.0, -2.0, -9.0]
+    runs = [-2.0, -4.0, -1.0, -8.0], [-2.0, -6.0, -1.0, -9.0]  # likelier: no, yes, yes, yes; no, no, yes, no (equal)
+    by_bin, by_rank = evaluate.uplift(ids, before, runs, bins=2)
+    assert by_bin[0].tolist() == by_rank[0].tolist() == [0.5, 0.5] and by_bin[3].tolist() == [2, 2]  # (0 + 1) / 2, (1/2 + 1/2) / 2
+
+
 def test_uplift_ends_and_empty_bins():
     by_bin, by_rank = evaluate.uplift(["p"] * 3, [-1, -2, -3], [0, -3, 0], bins=4)  # relative rank 0, 1/2, 1
     assert by_bin[0, [0, 2, 3]].tolist() == [1, 0, 1] and np.isnan(by_bin[0, 1]) and by_bin[3].tolist() == [1, 0, 1, 1]
