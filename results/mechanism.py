@@ -19,7 +19,8 @@ sys.path.insert(0, HERE)
 import torch  # noqa: E402
 
 from advantage import add_advantages, at_least, fail  # noqa: E402
-from evaluate import panels, save  # noqa: E402
+from evaluate import markdown, panels, save  # noqa: E402
+from report import fill  # noqa: E402
 from train import token_losses  # noqa: E402
 
 CORRECT = torch.arange(64) % 2 == 0  # [64] completions from likely to unlikely, every other one correct
@@ -87,15 +88,15 @@ def main():
     left.set(xscale="log", xlabel="p, a problem's success probability", ylabel="points that pass@N gains from 1.2 p")
     left.legend()
     probability, third = policy().exp()[CORRECT], len(policy()[CORRECT]) // 3
-    print("\nchange of log-probability of correct samples in one update, likeliest third and rarest third:")
+    columns = [["beta_rank", "epochs", "likeliest third gains", "rarest third gains", "likeliest past the clip", "rarest past the clip"]]
     for unlikeliness, look in ((0.0, "-"), (0.25, "--")):
         change, clipped = average(unlikeliness, 3, args.groups)
         for epoch, color in zip(range(3), ("#4477aa", "#ee6677", "#228833")):
             values = change[epoch][CORRECT]
             right.plot(probability, values, look, color=color, linewidth=2, label=f"{epoch + 1} epoch{'s' * (epoch > 0)}, beta {unlikeliness:g}")
             past = clipped[epoch][CORRECT]
-            print(f"beta_rank {unlikeliness:4}, {epoch + 1} epochs: {values[:third].mean():+.3f} {values[-third:].mean():+.3f}; "
-                  f"past the clip before this epoch: {past[:third].mean():.0%} {past[-third:].mean():.0%}")
+            columns.append([unlikeliness, epoch + 1, f"{values[:third].mean():+.3f}", f"{values[-third:].mean():+.3f}",
+                            f"{past[:third].mean():.0%}", f"{past[-third:].mean():.0%}"])
     right.set(xscale="log", xlabel="probability of a correct sample", ylabel="change of its log-probability")
     right.set_ylim(0, 0.34)
     right.invert_xaxis()
@@ -103,7 +104,9 @@ def main():
     path = os.path.join(args.out, "mechanism.png")
     os.makedirs(args.out, exist_ok=True)
     save(figure, path)
-    print(f"\nFigure: {path}")
+    table = markdown([list(column) for column in zip(*columns)])
+    fill(os.path.join(args.out, "README.md"), {"mechanism": table})
+    print(f"\nchange of log-probability, and share past the clip before the last epoch, of correct samples:\n\n{table}\n\nFigure: {path}")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,32 @@ def uplifts(folder, names, steps, args):
                          [score(f"{run}/checkpoints/step_{steps:05d}", rows, args) for run in seeds_of(folder, name)]) for name in names}
 
 
+def by_difficulty(folder, steps, names=("default", "unlikeliness-2"), bounds=(0, 1, 4, 16, 64, 192, 257)):
+    """Table: problems in bins of how many of the base model's first 256 samples are right; in each bin, of its other samples and of
+    256 by each setting: the share that is right, problems with none right, distinct completions of a problem, their mean length."""
+    def numbers(path, skip=0):  # {id: (share right, none right, distinct, tokens)}
+        samples = {}
+        for row in read_jsonl(path, "id", "sample", "reward", "completion", "completion_ids"):
+            if row["sample"] >= skip:
+                samples.setdefault(row["id"], []).append((row["reward"] or 0, row["completion"], len(row["completion_ids"])))
+        return {name: (100 * np.mean([s[0] for s in some]), not any(s[0] for s in some), len({s[1] for s in some}), np.mean([s[2] for s in some]))
+                for name, some in samples.items()}
+
+    first = {}
+    for row in read_jsonl(f"{folder}/base/verified.jsonl"):
+        first[row["id"]] = first.get(row["id"], 0) + (row["sample"] < 256 and row["reward"] == 1)
+    models = {"base": [numbers(f"{folder}/base/verified.jsonl", 256)]}
+    models |= {name: [numbers(f"{run}/val-{steps}/verified.jsonl") for run in seeds_of(folder, name)] for name in names}
+    rows = [["right of base's first 256", "problems", *(f"{what}, {name}" for what in ("right %", "none right", "distinct", "tokens") for name in models)]]
+    for low, high in zip(bounds, bounds[1:]):
+        ids = [name for name, count in first.items() if low <= count < high]
+        means = {name: [[np.mean([seed[i][k] for i in ids]) if ids else np.nan for seed in seeds] for k in range(4)] for name, seeds in models.items()}
+        rows.append([f"{low} to {high - 1}" if high > low + 1 else low, len(ids), *(f"{np.mean(means[name][0]):.1f}" for name in models),
+                     *(f"{len(ids) * np.mean(means[name][1]):.1f}" for name in models),
+                     *(f"{np.mean(means[name][k]):.0f}" for k in (2, 3) for name in models)])
+    return markdown(rows)
+
+
 def curves(folder, path):
     """Four numbers of a step against the step: mean of the seeds, running mean of 11 steps."""
     titles = {"unique_proofs": "distinct proofs in a step", "reward": "share of samples proved", "kl": "KL to the base model, per token",
@@ -115,7 +141,9 @@ def draw_passes(base, rates, path):
 
 
 def fill(path, tables):
-    """Puts each table between its marks, <!-- NAME --> and <!-- end -->, in a Markdown file."""
+    """Puts each table between its marks, <!-- NAME --> and <!-- end -->, in a Markdown file, if it is there."""
+    if not os.path.exists(path):
+        return
     with open(path, encoding="utf-8") as file:
         text = file.read()
     for name, table in tables.items():
@@ -166,6 +194,8 @@ def main():
                      spread(metric(runs, "kl", last), 3), spread(100 * metric(runs, "clip_fraction"), 2)])
     tables["training"] = markdown(list(map(list, zip(*rows))))
 
+    if base.shape[2] == len(NS):
+        tables["difficulty"] = by_difficulty(args.folder, max(steps))
     by_rank = uplifts(args.folder, SETTINGS, max(steps), args)
     tables["uplift"] = uplift_table(by_rank)
     if all(glob.glob(f"{run}/val-{min(steps)}/verified.jsonl") for name in ABLATION for run in seeds_of(args.folder, name) or ["none"]):
@@ -187,8 +217,7 @@ def main():
     draw_passes(base, rates, f"{args.out}/pass_at_n.png")
     draw_uplift(by_rank, f"{args.out}/uplift.png")
     curves(args.folder, f"{args.out}/curves.png")
-    if os.path.exists(f"{args.out}/README.md"):
-        fill(f"{args.out}/README.md", tables)
+    fill(f"{args.out}/README.md", tables)
     if os.path.samefile(args.out, f"{HERE}/results"):
         fill(f"{HERE}/README.md", {"front": tables["front"]})
     for name, table in tables.items():
