@@ -15,11 +15,13 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 
-def likelihood_rank(completions, scores, ties="shared"):
+def likelihood_rank(completions: Sequence[Hashable], scores: Sequence[float], ties: str = "shared") -> np.ndarray:
     """Ranks [G] by falling score: 0 = most likely. Equal completions get their block's mean rank, so that float noise
     in their log-probabilities cannot order them (neither the paper nor its release says what to do with ties).
     ties "broken" lets it, and sampling order where there is none, to compare."""
@@ -32,19 +34,19 @@ def likelihood_rank(completions, scores, ties="shared"):
     return likelier + (tied - 1) / 2
 
 
-def unlikeliness_reward(rewards, ranks, beta_rank):
+def unlikeliness_reward(rewards: np.ndarray, ranks: np.ndarray, beta_rank: float) -> np.ndarray:
     """Shaped rewards [G], paper section 4.1: of two proofs the rarer earns more; a wrong one stays at 0.
     The release has (G - 1 - rank) for (G - rank): its penalty is smaller by beta_rank / G."""
     group_size = len(rewards)
     return rewards * (1 - beta_rank * (group_size - ranks) / group_size)
 
 
-def group_advantages(rewards):
+def group_advantages(rewards: np.ndarray) -> np.ndarray:
     """GRPO advantages [G] of one group's rewards [G]; std with ddof = 1 as in the release."""
     return (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
 
 
-def add_advantages(rows, unlikeliness=0.0, rank_by="sequence", ties="shared"):
+def add_advantages(rows: Iterable[dict], unlikeliness: float = 0.0, rank_by: str = "sequence", ties: str = "shared") -> list[dict]:
     """The rows of any number of groups (same id = same group), each with rank, shaped_reward and advantage added.
 
     rank_by "sequence" orders by the completion's log-probability (the paper), "token-mean" by its mean over the
@@ -73,13 +75,18 @@ def add_advantages(rows, unlikeliness=0.0, rank_by="sequence", ties="shared"):
 
 # What every stage shares: one sentence for an error, checked numbers on the command line, JSONL in and out.
 
-def fail(message):
+def printable(text: str) -> str:
+    """The text with what could steer a terminal (escapes, other control and invisible characters) written out: \\x1b[2J."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def fail(message: str) -> NoReturn:
     """Ends the program with one sentence and exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 
-def at_least(kind, low, exclusive=False, high=math.inf):
+def at_least(kind: type, low: float, exclusive: bool = False, high: float = math.inf) -> Callable[[str], float]:
     """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
         number = kind(text)
@@ -94,7 +101,7 @@ def at_least(kind, low, exclusive=False, high=math.inf):
     return parse
 
 
-def read_jsonl(path, *keys, lines=None):
+def read_jsonl(path: str, *keys: str, lines: Iterable | None = None) -> Iterator[Any]:
     """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys.
     lines: the file's lines, where they are still coming; a None among them is passed on."""
     number = 0
@@ -115,7 +122,7 @@ def read_jsonl(path, *keys, lines=None):
         fail(f"cannot read {path} ({getattr(error, 'strerror', '') or 'it is not UTF-8 text'}); give a JSONL file")
 
 
-def read_verified(path, *keys):
+def read_verified(path: str, *keys: str) -> Iterator[dict]:
     """Yields the rows of verify.py's JSONL, which have an id and the reward 1, 0 or null, and these keys."""
     for row in read_jsonl(path, "id", "reward", *keys):
         if row["reward"] not in (0, 1, None):
@@ -123,7 +130,7 @@ def read_verified(path, *keys):
         yield row
 
 
-def written(path, rows):
+def written(path: str, rows: Iterable[dict]) -> Iterator[dict]:
     """Yields the rows, which may be a generator, and writes them to a file that appears under its name when it is complete."""
     part = f"{path}.part"
     try:
@@ -136,7 +143,7 @@ def written(path, rows):
         fail(f"cannot write {path} ({error.strerror}); choose another --out")
 
 
-def write_jsonl(path, rows):
+def write_jsonl(path: str, rows: Iterable[dict]) -> None:
     """Writes rows, which may be a generator, to a file that appears under its name when it is complete."""
     for _ in written(path, rows):
         pass

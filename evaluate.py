@@ -20,17 +20,19 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from hashlib import md5
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
-from advantage import at_least, fail, read_jsonl, read_verified
+from advantage import at_least, fail, printable, read_jsonl, read_verified
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
 
 
-def pass_at_n(n, c, N):
+def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
     """Unbiased pass@N = 1 - C(n-c, N) / C(n, N) of n samples with c correct; n and c are numbers or arrays, N <= n.
     As a product of factors in [0, 1] nothing overflows and nothing cancels."""
     n, c = np.asarray(n, dtype=float), np.asarray(c, dtype=float)
@@ -42,7 +44,7 @@ def pass_at_n(n, c, N):
     return 1 - miss
 
 
-def load_counts(path):
+def load_counts(path: str) -> dict[str, Any]:
     """What pass@N needs of verified rows: arrays with an entry per problem. A row is dropped when it is counted."""
     problems, unverified = {}, 0
     for row in read_verified(path, "completion", "finish_reason"):
@@ -63,13 +65,13 @@ def load_counts(path):
     return dict(counts, unique=unique, ids=list(problems), unverified=unverified, unjudged=total - len(problems))
 
 
-def sizes(results):
+def sizes(results: dict[str, dict]) -> list[int]:
     """The Ns to report: powers of two and each file's smallest n. A file takes part up to its own smallest n."""
     smallest = {int(counts["n"].min()) for counts in results.values()}
     return sorted({2**i for i in range(max(smallest).bit_length())} | smallest)
 
 
-def bootstrap_mean(values, repeats=2000, seed=0):
+def bootstrap_mean(values: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:
     """[3, K]: mean over the problems of values [problems, K] and its 95 % interval, low and high, from resampling them."""
     rng, problems = np.random.default_rng(seed), len(values)
     draws = [rng.multinomial(problems, np.full(problems, 1 / problems), size=min(100, repeats - done)) @ values
@@ -77,7 +79,7 @@ def bootstrap_mean(values, repeats=2000, seed=0):
     return np.stack([values.mean(axis=0), *np.quantile(np.concatenate(draws) / problems, [0.025, 0.975], axis=0)])
 
 
-def pass_curve(counts, Ns, first=None, repeats=2000, seed=0):
+def pass_curve(counts: dict, Ns: list[int], first: dict | None = None, repeats: int = 2000, seed: int = 0) -> tuple[list[int], np.ndarray]:
     """bootstrap_mean of pass@N at those Ns that all problems reach; given `first`, of the paired difference to it."""
     Ns = [N for N in Ns if N <= min(counts["n"].min(), (first or counts)["n"].min())]
     values = np.stack([pass_at_n(counts["n"], counts["correct"], N) for N in Ns], axis=1)  # [problems, Ns]
@@ -87,10 +89,10 @@ def pass_curve(counts, Ns, first=None, repeats=2000, seed=0):
     return Ns, bootstrap_mean(values, repeats, seed) if len(values) else np.full([3, len(Ns)], np.nan)
 
 
-def pass_table(results, repeats=2000, seed=0):
+def pass_table(results: dict[str, dict], repeats: int = 2000, seed: int = 0) -> str:
     """The report on {label: counts} as Markdown: a table, the paired differences to the first file, notes."""
     Ns, (base, *others), notes = sizes(results), results, []
-    columns = [["% [95 % interval]", *(f"pass@{N}" for N in Ns), "samples per problem", "problems solved", "unique proofs",
+    columns: list[list] = [["% [95 % interval]", *(f"pass@{N}" for N in Ns), "samples per problem", "problems solved", "unique proofs",
                 "truncated samples"]]
     for label, c in results.items():
         least, most = c["n"].min(), c["n"].max()
@@ -109,16 +111,16 @@ def pass_table(results, repeats=2000, seed=0):
         columns += [[label, *cells(pass_curve(results[label], Ns, results[base], repeats, seed)[1], len(Ns), "+"),
                      len(set(results[label]["ids"]) & set(results[base]["ids"]))] for label in others]
         text += f"\n\nPaired difference to {base}:\n\n{markdown(columns)}"
-    return "\n\n".join([text, *notes])
+    return "\n\n".join([text, *map(printable, notes)])  # they name problems of a file
 
 
-def cells(curve, length, sign=""):
+def cells(curve: np.ndarray, length: int, sign: str = "") -> list[str]:
     """The cells of a [3, K] array of rates; "-" where there is none, and up to the length."""
     texts = ["-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" for m, low, high in 100 * curve.T]
     return texts + ["-"] * (length - len(texts))
 
 
-def markdown(columns):
+def markdown(columns: list[list]) -> str:
     """A Markdown table that is aligned as plain text too: first column left, the others right."""
     padded = []
     for i, (head, *body) in enumerate(columns):
@@ -128,7 +130,7 @@ def markdown(columns):
     return "\n".join("| " + " | ".join(line) + " |" for line in zip(*padded))
 
 
-def correct_samples(path):
+def correct_samples(path: str) -> list[dict]:
     """The distinct correct completions of verified rows, a problem's next to each other; distinct in their token ids."""
     distinct = {}
     for row in read_verified(path, "prompt_ids", "completion_ids"):
@@ -140,7 +142,7 @@ def correct_samples(path):
     return [row for group in distinct.values() for row in group.values()]
 
 
-def score(model_path, rows, args):
+def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
     from sample import load_model  # here, because pass@N needs no torch
     from train import completion_logprobs
@@ -151,7 +153,7 @@ def score(model_path, rows, args):
     return [float(logps.sum()) for logps in completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)]
 
 
-def uplift(ids, before, after, bins=5):
+def uplift(ids: list[str], before: list[float], after: Sequence, bins: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Uplift by relative rank [4, bins] and by rank [4, R], both as rate, low, high, problems. ids, before and after have
     an entry per distinct correct sample, a problem's next to each other; in a bin a problem counts with its mean. after may
     have several rows, [S, n], of as many runs with other seeds: then a sample counts with the share of runs that made it likelier.
@@ -172,7 +174,7 @@ def uplift(ids, before, after, bins=5):
     return wilson(by_bin), wilson([values for values in by_rank if values])
 
 
-def wilson(lists):
+def wilson(lists: list[list[float]]) -> np.ndarray:
     """[4, K]: mean of each list of numbers in [0, 1], its 95 % Wilson interval, its length; nan for an empty list."""
     n, z = np.array([len(values) for values in lists]), 1.96
     n_or_nan, p = np.where(n, n, np.nan), np.array([np.mean(values) if values else np.nan for values in lists])
@@ -180,7 +182,7 @@ def wilson(lists):
     return np.stack([p, (middle - half) / (1 + z**2 / n_or_nan), (middle + half) / (1 + z**2 / n_or_nan), n])
 
 
-def uplift_table(rates):
+def uplift_table(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """{label: uplift(...)} as Markdown: a line per part of the relative rank."""
     bins = rates[next(iter(rates))][0].shape[1]
     columns = [["relative rank", *(f"{i / bins:.2f} to {(i + 1) / bins:.2f}" for i in range(bins))]]
@@ -188,7 +190,7 @@ def uplift_table(rates):
     return markdown([*columns, ["problems", *(f"{n:.0f}" for n in rates[next(iter(rates))][0][3])]])
 
 
-def styles(labels):
+def styles(labels: Iterable[str]) -> dict[str, dict]:
     """Colour and dashes of each label. A run is the label up to its first "/", and the hash of its name picks its colour;
     of two runs in a figure that pick the same, the later in the alphabet takes the next free one. A second label of a
     run has its colour and other dashes. What is the base model (base*, */eval_00000) is grey."""
@@ -203,7 +205,7 @@ def styles(labels):
     return {label: {"color": colors[runs[label]], "linestyle": ["-", "--", ":", "-."][before[label] % 4]} for label in labels}
 
 
-def panels(*shape, height, **options):
+def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
     """A figure 8 inches wide: at 800 pixels its 11-point type is as large as a web page's text. Returns it and its panels."""
     import matplotlib
     matplotlib.use("Agg")
@@ -214,13 +216,13 @@ def panels(*shape, height, **options):
     return figure, axes.ravel()
 
 
-def line(ax, x, curve, label, look):
+def line(ax: Any, x: Any, curve: np.ndarray, label: str, look: dict) -> None:
     """A line of rates in percent and its band; curve is [3 or more, K]: rate, low, high."""
     ax.plot(x, 100 * curve[0], marker="o", markersize=4 if len(x) <= 12 else 2, linewidth=2, label=label, **look)
     ax.fill_between(x, 100 * curve[1], 100 * curve[2], color=look["color"], alpha=0.12, linewidth=0)
 
 
-def save(figure, path):
+def save(figure: Any, path: str) -> None:
     from matplotlib import pyplot
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -230,7 +232,7 @@ def save(figure, path):
     pyplot.close(figure)
 
 
-def draw_passes(results, path, repeats=2000, seed=0):
+def draw_passes(results: dict[str, dict], path: str, repeats: int = 2000, seed: int = 0) -> None:
     """pass@N of {label: counts} against N."""
     figure, (ax,) = panels(1, 1, height=4.6)
     look, Ns = styles(results), sizes(results)
@@ -244,7 +246,7 @@ def draw_passes(results, path, repeats=2000, seed=0):
     save(figure, path)
 
 
-def draw_uplift(rates, path):
+def draw_uplift(rates: dict[str, tuple[np.ndarray, np.ndarray]], path: str) -> None:
     """{label: uplift(...)}: left by relative rank, right by rank for as long as 10 problems have a sample there."""
     figure, (left, right) = panels(1, 2, height=4.2, sharey=True)
     look = styles(rates)
@@ -258,7 +260,7 @@ def draw_uplift(rates, path):
     save(figure, path)
 
 
-def draw_curves(runs, path):
+def draw_curves(runs: dict[str, str], path: str) -> None:
     """metrics.jsonl of {label: run folder}; with 40 steps or more a running mean over the faint raw values."""
     titles = {"reward": "reward, mean of all samples", "unique": "unique completions", "kl": "KL to the base model, per token",
               "clip_fraction": "share of tokens clipped"}
@@ -283,7 +285,7 @@ def draw_curves(runs, path):
     save(figure, path)
 
 
-def name_inputs(paths, labels):
+def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
     """{label: path}; without labels, the last folder that is not just a checkpoint's or an evaluation's, and that one:
     runs/unlikely/eval_00060/verified.jsonl is unlikely/eval_00060, out/base.jsonl is base."""
     if not labels:

@@ -26,7 +26,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any, cast
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
@@ -42,7 +44,7 @@ from verify import HEADER
 KEYS = ("id", "statement", "header", "informal")
 
 
-def read_problems(path, limit=None):
+def read_problems(path: str, limit: int | None = None) -> list[dict]:
     """The problems of a JSONL file: dicts with id, statement and, where the file has them, header, informal."""
     problems, seen, convert = [], {}, f"make problems of it: python real/problems.py {path} --out problems.jsonl"
     if str(path).endswith(".parquet"):
@@ -66,7 +68,7 @@ def read_problems(path, limit=None):
     return problems[:limit]
 
 
-def build_prompt(problem, template):
+def build_prompt(problem: dict, template: str) -> str:
     """The text that the model continues: the statement alone ("bare"; the line break is the completion's), or, with its
     line break, in the prompt without chain of thought that DeepSeek-Prover-V1.5 was trained on ("deepseek")."""
     if template == "bare":
@@ -77,14 +79,14 @@ def build_prompt(problem, template):
     return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}\n"
 
 
-def load_model(path, dtype="float32", device="cpu", weights=True):
+def load_model(path: str, dtype: str = "float32", device: str = "cpu", weights: bool = True) -> tuple[Any, Any]:
     """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path. Without
     weights the model is only its config and generation_config: the weights are vLLM's then."""
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
     if not os.path.exists(path):
         print(f"there is no folder {path}: asking the Hugging Face hub for a model of that name", file=sys.stderr)
-    options = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
+    options: dict[str, Any] = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         if not weights:
@@ -95,8 +97,8 @@ def load_model(path, dtype="float32", device="cpu", weights=True):
                 model.generation_config = GenerationConfig.from_model_config(model.config)
             return model, tokenizer
         # train.py lets completions share a prompt by a mask of True and False, which another kind of attention would take for numbers
-        options |= dict(dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True)
-        model, report = AutoModelForCausalLM.from_pretrained(path, **options)
+        options |= dict(dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, output_loading_info=True)
+        model, report = cast(tuple, AutoModelForCausalLM.from_pretrained(path, **options))
         model = model.to(device).eval()
     except Exception as error:  # a dozen kinds, and the user's mistake is one: no model there, or no such device
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -136,13 +138,13 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.keys[:B], self.values[:B]
 
 
-def uniforms(seed, problem_id, sample, count):
+def uniforms(seed: int, problem_id: str, sample: int, count: int) -> np.ndarray:
     """Draws [count] from [0, 1), one a token, that depend on nothing but these names: not on the batch, not on the order."""
     digest = hashlib.sha256(json.dumps([str(seed), problem_id, sample]).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
 
 
-def prefill(model, prompts):
+def prefill(model: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """One pass over P left-padded prompts: the next token's logits [P, V], the cache, the attention mask [P, L]."""
     L = max(map(len, prompts))
     ids = torch.tensor([[0] * (L - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -154,7 +156,8 @@ def prefill(model, prompts):
     return logits, cache, mask
 
 
-def decode(model, tokenizer, prefilled, copies, draws, temperature, eos_ids, backtick_ids, bar):
+def decode(model: Any, tokenizer: Any, prefilled: tuple, copies: int, draws: torch.Tensor, temperature: float, eos_ids: torch.Tensor,
+           backtick_ids: torch.Tensor, bar: tqdm) -> list[tuple[list[int], list[float], str]]:
     """`copies` completions of each prompt, each until a token of eos_ids, a closing fence or its last draw (draws [B, T]).
     A finished one leaves the batch. Returns (ids, logprobs, finish_reason) for each of the B."""
     logits, mask = (tensor.repeat_interleave(copies, dim=0) for tensor in (prefilled[0], prefilled[2]))  # [B, V], [B, L]
@@ -194,7 +197,7 @@ def decode(model, tokenizer, prefilled, copies, draws, temperature, eos_ids, bac
             for ids, logprobs, n in zip(tokens.tolist(), chosen.tolist(), lengths.tolist())]
 
 
-def plan_batches(lengths, num_samples, max_new_tokens, batch_tokens):
+def plan_batches(lengths: list[int], num_samples: int, max_new_tokens: int, batch_tokens: int) -> list[tuple[int, int, int]]:
     """Cuts the prompts, in order, into batches (first, end, samples at a time) of at most batch_tokens places in the cache.
     Only a group that is too large on its own is sampled in several goes."""
     batches, first = [], 0
@@ -207,7 +210,8 @@ def plan_batches(lengths, num_samples, max_new_tokens, batch_tokens):
     return batches
 
 
-def encode(model, tokenizer, problems, template, max_new_tokens, limit=None):
+def encode(model: Any, tokenizer: Any, problems: list[dict], template: str, max_new_tokens: int,
+           limit: int | None = None) -> tuple[list[list[int]], set[int]]:
     """(the token ids of each problem's prompt, the ids that end a text); ends the program where a prompt is too long."""
     prompts = [tokenizer(build_prompt(problem, template)).input_ids for problem in problems]
     limit = limit or getattr(model.config, "max_position_embeddings", None)
@@ -219,7 +223,8 @@ def encode(model, tokenizer, problems, template, max_new_tokens, limit=None):
     return prompts, {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
 
 
-def group_rows(problem, prompt, found, tokenizer, eos, template, model_name):
+def group_rows(problem: dict, prompt: list[int], found: Iterable[tuple], tokenizer: Any, eos: set[int], template: str,
+               model_name: str) -> Iterator[dict]:
     """Yields the rows of a group; found: (completion_ids, logprobs, finish_reason) of each sample."""
     text = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     anchor = prompt[-1:]  # on their own, some tokenizers drop a completion's leading space
@@ -232,8 +237,9 @@ def group_rows(problem, prompt, found, tokenizer, eos, template, model_name):
                    logprobs=[round(x, 6) for x in logprobs], finish_reason=reason, model=model_name, template=template)
 
 
-def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max_new_tokens=512, template="bare", seed=0,
-                batch_tokens=131072, progress=True, model_name="", skip=0):
+def sample_rows(model: Any, tokenizer: Any, problems: list[dict], num_samples: int, *, temperature: float = 1.0,
+                max_new_tokens: int = 512, template: str = "bare", seed: int = 0, batch_tokens: int = 131072,
+                progress: bool = True, model_name: str = "", skip: int = 0) -> Iterator[dict]:
     """A generator of rows, group by group in the order of the problems, without the first `skip` groups. vllm_rows in
     real/vllm_engine.py yields rows of the same kind.
     No top-p, no top-k: the policy that samples is the policy that is trained."""
@@ -264,7 +270,7 @@ def sample_rows(model, tokenizer, problems, num_samples, *, temperature=1.0, max
     return generate()
 
 
-def part_file(args, problems):
+def part_file(args: argparse.Namespace, problems: list[dict]) -> tuple[str, int]:
     """(name, number of complete groups) of the rows that an interrupted run with the same settings has left behind."""
     free = ("problems", "limit", "out", "gpus", "gpu_memory_utilization")  # what may be another one in the run that continues
     settings = {key: value for key, value in vars(args).items() if key not in free}
@@ -280,7 +286,7 @@ def part_file(args, problems):
     return part, groups
 
 
-def add_engine_flags(parser):
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the sampler's engine, which train.py has too."""
     count = at_least(int, 1)
     parser.add_argument("--engine", choices=["torch", "vllm", "auto"], default="torch",
@@ -292,7 +298,7 @@ def add_engine_flags(parser):
     parser.add_argument("--max-model-len", type=count, help="vllm: tokens of prompt and completion (default: the model's)")
 
 
-def choose_engine(args):
+def choose_engine(args: argparse.Namespace) -> str:
     """"torch" or "vllm" for --engine; vllm is not imported, it would lay hands on the GPUs."""
     found = importlib.util.find_spec("vllm") is not None
     if args.engine == "vllm" and not found:

@@ -23,6 +23,8 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: its threads wait awake for a moment only, or a busy core stalls all
 
@@ -46,7 +48,7 @@ LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in 
 EMPTY = {"prompt_ids": [0], "completion_ids": [0], "copies": 0, "advantage": 0.0}  # what a rank computes that has nothing left
 
 
-def pack(rows, token_budget):
+def pack(rows: list[dict], token_budget: int) -> list[list[int]]:
     """Lists of row indices, each a sequence: a prompt, computed once, and then of its completions as many as twice the longest row holds."""
     completion, longest = [len(row["completion_ids"]) for row in rows], max(len(row["prompt_ids"] + row["completion_ids"]) for row in rows)
     width, sequences, filled = max(longest, min(2 * longest, token_budget)), {}, {}
@@ -60,7 +62,7 @@ def pack(rows, token_budget):
     return sum(sequences.values(), [])
 
 
-def deal(rows, token_budget, count):
+def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tuple[int, ...]]]]:
     """The micro-batches of each of `count` ranks: lists of sequences (see pack) of similar length, whose padded size stays within
     the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
     they go through them in step."""
@@ -109,7 +111,8 @@ class Head(torch.autograd.Function):
         return of_hidden, of_weight, of_bias, None, None, None
 
 
-def target_logprobs(model, ids, positions, mask, at, targets, temperature, chunk):
+def target_logprobs(model: Any, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, at: tuple, targets: torch.Tensor,
+                    temperature: float, chunk: int) -> torch.Tensor:
     """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
     hidden = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[at]  # [N, H]
     head = model.get_output_embeddings()
@@ -117,7 +120,8 @@ def target_logprobs(model, ids, positions, mask, at, targets, temperature, chunk
     return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
 
 
-def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None, sequences=None):
+def token_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, dtype: str = "float32", chunk: int | None = None,
+                   sequences: Sequence[Sequence[int]] | None = None) -> torch.Tensor:
     """Log-probabilities [N] of the rows' completion tokens, row after row (of all sequences, if given), with gradient where it is enabled.
 
     Completions of one prompt stand side by side behind it in a sequence: a token sees the prompt and its own completion, and
@@ -151,7 +155,8 @@ def token_logprobs(model, rows, temperature=1.0, dtype="float32", chunk=None, se
 
 
 @torch.no_grad()
-def completion_logprobs(model, rows, temperature=1.0, micro_batch_tokens=16384, dtype="float32"):
+def completion_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, micro_batch_tokens: int = 16384,
+                        dtype: str = "float32") -> Sequence[torch.Tensor]:
     """Tensors [C], one per row: the log-probabilities of its completion_ids given its prompt_ids. The ranks share the work."""
     rank, count = ranks()
     lengths = [len(row["completion_ids"]) for row in rows]
@@ -167,7 +172,8 @@ def completion_logprobs(model, rows, temperature=1.0, micro_batch_tokens=16384, 
     return result
 
 
-def token_losses(logprobs, old_logprobs, ref_logprobs, advantages, clip, kl):
+def token_losses(logprobs: torch.Tensor, old_logprobs: Any, ref_logprobs: torch.Tensor | None, advantages: torch.Tensor,
+                 clip: float, kl: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], KL estimate [N] and clipped [N] of tokens (paper, section 2); all arguments [N], ref_logprobs may be None.
 
     loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3, with k3 = exp(d) - d - 1, d = ref - new, held
@@ -183,7 +189,7 @@ def token_losses(logprobs, old_logprobs, ref_logprobs, advantages, clip, kl):
     return loss + kl * k3, k3, held > plain
 
 
-def merge_copies(rows):
+def merge_copies(rows: list[dict]) -> list[dict]:
     """Equal completions, which have equal advantages, as one row with the key copies: nothing is computed twice."""
     merged = {}
     for row in rows:
@@ -192,7 +198,7 @@ def merge_copies(rows):
     return list(merged.values())
 
 
-def update(model, reference, optimizer, rows, args, step):
+def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: list[dict], args: argparse.Namespace, step: int) -> dict:
     """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number of ranks.
@@ -215,16 +221,16 @@ def update(model, reference, optimizer, rows, args, step):
         for part in np.array_split(order, minibatches):
             tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
             for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
-                batch = [[part[i] for i in sequence] for sequence in batch]
-                places = [i for sequence in batch for i in sequence]
+                sequences = [[part[i] for i in sequence] for sequence in batch]
+                places = [i for sequence in sequences for i in sequence]
                 own = [rows[i] for i in places] or [EMPTY]
                 lengths = torch.tensor([len(row["completion_ids"]) for row in own])
                 advantages, copies = (torch.tensor([row[key] for row in own]).repeat_interleave(lengths).to(device)
                                       for key in ("advantage", "copies"))  # [N] each
-                old_own, ref_own = (values and torch.cat([values[i] for i in places] or [torch.zeros(1, device=device)])
+                old_own, ref_own = (torch.cat([values[i] for i in places] or [torch.zeros(1, device=device)]) if values else None
                                     for values in (old, ref))
                 losses, kl, clipped = token_losses(
-                    token_logprobs(model, rows if batch else own, args.temperature, args.dtype, sequences=batch),
+                    token_logprobs(model, rows if batch else own, args.temperature, args.dtype, sequences=sequences),
                     old_own, ref_own, advantages, args.clip, args.kl)
                 ((copies * losses).sum() * count / tokens).backward()  # times count, since gradients are averaged over the ranks
                 for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
@@ -249,7 +255,7 @@ def update(model, reference, optimizer, rows, args, step):
             "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
 
 
-def whole(path, count, key):
+def whole(path: str, count: int, key: str) -> list[dict] | None:
     """The rows of a stage's file if it is there and whole: `count` rows, the last of them with `key`; else None."""
     with contextlib.suppress(OSError, ValueError):
         with open(path, encoding="utf-8") as file:
@@ -257,9 +263,11 @@ def whole(path, count, key):
         if len(rows) == count and key in rows[-1]:
             return rows
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    return None
 
 
-def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, seed, args, progress=False, engines=None):
+def sample_and_verify(model: Any, tokenizer: Any, lean: Any, problems: list[dict], num_samples: int, folder: str, seed: int,
+                      args: argparse.Namespace, progress: bool = False, engines: Any = None) -> tuple[list[dict], float, float]:
     """folder/samples.jsonl and folder/verified.jsonl, the second in the making while the first still is: Lean judges what is
     sampled already. Returns the verified rows, the seconds of sampling, and those of verifying after it."""
     count, start, sampled = len(problems) * num_samples, time.time(), []
@@ -286,7 +294,7 @@ def sample_and_verify(model, tokenizer, lean, problems, num_samples, folder, see
     return rows, sampled - start, time.time() - sampled
 
 
-def moments(model, optimizer):
+def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """AdamW's two moments of every weight by name, the tensors themselves; where there was no step yet, as AdamW makes them."""
     tensors = {}
     for name, weight in model.named_parameters():
@@ -298,7 +306,8 @@ def moments(model, optimizer):
     return tensors
 
 
-def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
+def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, steps: int, buffer: list[dict],
+                    history: list[dict], args: argparse.Namespace) -> None:
     """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete;
     each rank writes its part of the moments. Older ones keep their weights and lose the rest (twice the size of the weights)."""
     rank, count = ranks()
@@ -328,7 +337,7 @@ def save_checkpoint(model, tokenizer, optimizer, steps, buffer, history, args):
             shutil.rmtree(f"{folder}/{name}/optimizer", ignore_errors=True)
 
 
-def load_checkpoint(checkpoint, model, optimizer):
+def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[list[dict], list[dict]]:
     """(buffer, history) of a checkpoint whose weights the model has; the optimizer gets its moments, on any number of ranks."""
     saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
     reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
@@ -338,14 +347,14 @@ def load_checkpoint(checkpoint, model, optimizer):
     return saved["buffer"], saved["history"]
 
 
-def last_checkpoint(out):
+def last_checkpoint(out: str) -> str | None:
     """The newest checkpoint folder of a run that can be resumed from, or None."""
     names = sorted(os.listdir(f"{out}/checkpoints")) if os.path.isdir(f"{out}/checkpoints") else []
     names = [name for name in names if name.startswith("step_") and os.path.exists(f"{out}/checkpoints/{name}/trainer.pt")]
     return f"{out}/checkpoints/{names[-1]}" if names else None
 
 
-def open_run(args):
+def open_run(args: argparse.Namespace) -> None:
     """Makes the run folder, or checks that the one to be resumed was made with the same flags (args.json, written by main)."""
     path, free = f"{args.out}/args.json", (
         "resume", "steps", "save_every", "workers", "verdicts", "out", "tracker", "shard", "reference", "gradient_checkpointing", "gpus",
@@ -365,19 +374,19 @@ def open_run(args):
         fail(f"cannot use the run folder {args.out} ({error}); name another with --out")
 
 
-def sampler_seed(args, step):
+def sampler_seed(args: argparse.Namespace, step: int) -> int:
     """The --seed of sample.py that gives a step's samples; every evaluation of a run has the same one."""
     return args.seed * 10**6 + step
 
 
-def problems_of(step, problems, args):
+def problems_of(step: int, problems: list[dict], args: argparse.Namespace) -> list[dict]:
     """The problems of a step: every pass over them has an order of its own, and its remainder is left out."""
     a_pass = max(1, len(problems) // args.problems_per_step)
     order = np.random.default_rng([args.seed, step // a_pass]).permutation(len(problems))
     return [problems[i] for i in order[step % a_pass * args.problems_per_step:][:args.problems_per_step]]
 
 
-def step_metrics(step, rows):
+def step_metrics(step: int, rows: list[dict]) -> dict:
     """What a step's verified rows with advantages say, as a dict for metrics.jsonl."""
     judged = [row for row in rows if row["reward"] is not None]
     proved = [row for row in judged if row["reward"] == 1]
@@ -391,7 +400,7 @@ def step_metrics(step, rows):
         **dict.fromkeys(("loss", "kl", "clip_fraction", "grad_norm", "skipped", "updates", "logprob_gap", "tokens"))}  # see update
 
 
-def alarms(history):
+def alarms(history: list[dict]) -> Iterator[str]:
     """Sentences about what would otherwise go wrong in silence; history: the metrics rows so far."""
     row = history[-1]
     if len(history) >= 3 and not any(r["groups_kept"] for r in history[-3:]):
@@ -406,7 +415,7 @@ def alarms(history):
         yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} about a token's log-probability: are their weights the same?"
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="GRPO for a Lean prover, with the unlikeliness reward.")
     parser.error = fail
     count, positive, share = at_least(int, 1), at_least(float, 0, exclusive=True), at_least(float, 0)
@@ -469,7 +478,7 @@ def parse_args():
     return args
 
 
-def open_log(args):
+def open_log(args: argparse.Namespace) -> Callable[[dict], Any]:
     """A function that sends a metrics row to --tracker."""
     try:
         if args.tracker == "wandb":
@@ -480,7 +489,7 @@ def open_log(args):
         if args.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
             board = SummaryWriter(f"{args.out}/tensorboard")
-            return lambda row: [board.add_scalar(name, value, row["step"]) for name, value in row.items() if value is not None]
+            return lambda row: [board.add_scalar(name, row[name], row["step"]) for name in row if row[name] is not None]  # type: ignore
     except ImportError:
         fail(f"--tracker {args.tracker} needs its package: pip install {args.tracker}, or leave the flag out")
     return lambda row: None
@@ -601,7 +610,7 @@ def main():
     share(None)
 
 
-def step_line(m):
+def step_line(m: dict) -> str:
     """One line of what a step did; the README's glossary says what each number is."""
     line = (f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
             f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  ")

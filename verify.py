@@ -23,6 +23,7 @@ import contextlib
 import functools
 import glob
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -41,12 +42,13 @@ import threading
 import time
 import tty
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, fail, read_jsonl
+from advantage import at_least, fail, printable, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -91,7 +93,7 @@ TOKEN = re.compile(rf"""(?P<space>[\ \r\n]+|--[^\n]*) | (?P<comment>/-) | (?P<st
     | (?P<operator>(?:(?<=[\ \n])'|(?<=[¹∑∏×⊕Σ]))'(?=[\ \n(\[{{][^-/"'«])) | (?P<other>.)""", re.X | re.S)
 
 
-def tokens(text):
+def tokens(text: str) -> Iterator[tuple[str, str, int]]:
     """Yields (kind, text, column) of a Lean text, comments and blanks left out; ValueError on what is not terminated.
 
     Where Lean's lexer fails, Lean goes on in the middle of a word or string; so what it may not understand is no token here,
@@ -99,6 +101,7 @@ def tokens(text):
     at = 0
     while at < len(text):
         match = TOKEN.match(text, at)
+        assert match and match.lastgroup  # `other` takes any character
         kind, word, column = match.lastgroup, match[0], at - (text.rfind("\n", 0, at) + 1)
         if word[:2] in ("--", "/-") and at and not re.match(r"[\w\s)\]}⟩,;=>:·(\[{⟨]", text[at - 1]):
             raise ValueError(f"a blank is missing before {word[:2]}")  # \/- <-- //- are an operator and -, no comment
@@ -122,7 +125,7 @@ def tokens(text):
             yield kind, word, column
 
 
-def forbidden(completion):
+def forbidden(completion: str) -> str | None:
     """Why the text may not be given to Lean, or None. Words in comments do not count, nor parts of longer words.
 
     `open X in tac` and `set_option maxRecDepth 1000 in tac` are tactics and stay allowed; any other use is a command.
@@ -167,7 +170,7 @@ def forbidden(completion):
     return None
 
 
-def proof_or_verdict(row):
+def proof_or_verdict(row: dict) -> tuple[str, tuple[str, str] | None]:
     """(proof, None), or (text, (verdict, message)) where Lean need not be asked: the fence rule, the filter, the statement."""
     proof, fence, after = row["completion"].partition("```")
     if row.get("finish_reason") == "length":
@@ -202,6 +205,10 @@ class Lean(NamedTuple):
     version: str
 
 
+Key = tuple[str, str, str]  # header, statement, proof
+Verdict = tuple[str, str, float]  # verdict, message, seconds
+
+
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder, and whatever ends the
 # shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, command.
 GUARD = """trap 'kill -9 $lean; rm -rf "$folder"; kill -9 0' TERM INT HUP
@@ -217,12 +224,13 @@ ISOLATED = [*NO_NETWORK, "--pid", "--fork", "--kill-child", "--mount-proc",
             "sh", "-c", '{ ulimit -u 256 || ulimit -p 256; } 2>/dev/null; exec "$@"', "sh"]
 
 
-def works(prefix):
+def works(prefix: list[str]) -> bool:
     """Whether commands run behind these words on this machine."""
     return bool(shutil.which(prefix[0])) and not subprocess.run([*prefix, "true"], capture_output=True).returncode
 
 
-def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartbeats=200000):
+def find_lean(lean: str = "auto", project: str | None = None, header: str | None = None, memory_gb: float = 16.0,
+              max_heartbeats: int = 200000) -> Lean:
     """The Lean behind --lean, tried out with its header; ends the program with what to do where it does not run."""
     env, folder, install = dict(os.environ), os.path.abspath(project or "."), "install Lean 4 from https://lean-lang.org"
     if not os.path.isdir(folder):
@@ -251,7 +259,7 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
             if asked.returncode or not command[2:]:
                 fail(f"'{lean}' fails in {folder} ({asked.stderr.strip()[-200:]}); it takes --lean 'lake env lean' and a Lake project")
             command = [env.get("LEAN") or "lean", *command[3:]] if command[2] == "lean" else command[2:]  # not elan's shim
-    asked = subprocess.run([shutil.which("env"), *command, "--version"], cwd=folder, env=env, capture_output=True, text=True)
+    asked = subprocess.run([shutil.which("env") or "env", *command, "--version"], cwd=folder, env=env, capture_output=True, text=True)
     version = re.search(r"version ((\d+)\.(\d+)[^ ,)]*)", asked.stdout)
     if not version:
         fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
@@ -277,7 +285,7 @@ def find_lean(lean="auto", project=None, header=None, memory_gb=16.0, max_heartb
     return found
 
 
-def message_of(line):
+def message_of(line: bytes) -> dict:
     """A line of output as one of Lean's messages; a line that is none of them as {"severity": "output", ...}."""
     try:
         message = json.loads(line)
@@ -287,12 +295,13 @@ def message_of(line):
         return {"severity": "output", "data": line.decode("utf-8", "replace"), "pos": {"line": 0}}
 
 
-def words_of(messages):
+def words_of(messages: list[dict]) -> str:
     """The end of what the process said that was no message of Lean's."""
     return " ".join(message["data"] for message in messages if message["severity"] == "output")[-200:].strip()
 
 
-def run_lean(source, lean, timeout, tag=None, stop=None):
+def run_lean(source: str, lean: Lean, timeout: float, tag: str | None = None,
+             stop: threading.Event | None = None) -> tuple[list[dict], str | None]:
     """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died). Nothing of it is left over.
 
     The time limit is for one proof: the clock starts anew with every line of output that holds the tag."""
@@ -339,7 +348,8 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
         process.wait()
         os.close(ours)
     output = [*messages, message_of(rest)]
-    panic = any("INTERNAL PANIC" in message["data"] for message in output if message["severity"] == "output")  # out of memory, with the exit code of an ordinary error
+    # out of memory, with the exit code of an ordinary error
+    panic = any("INTERNAL PANIC" in message["data"] for message in output if message["severity"] == "output")
     wrong = any(message["severity"] == "error" for message in messages)
     if not trouble and (panic or process.returncode not in (0, 1) or process.returncode == 1 and not wrong):
         trouble = f"Lean ended with code {process.returncode}: {words_of(output)}"
@@ -347,7 +357,7 @@ def run_lean(source, lean, timeout, tag=None, stop=None):
 
 
 @functools.lru_cache(1000)
-def theorem_name(statement):
+def theorem_name(statement: str) -> str:
     """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
     if not re.search(r":=\s*by\s*\Z", statement):
         raise ValueError("it does not end in ':= by'")
@@ -361,7 +371,7 @@ def theorem_name(statement):
     raise ValueError("it holds no named theorem")
 
 
-def region(statement, proof, space):
+def region(statement: str, proof: str, space: str) -> str:
     """One candidate's lines: a namespace of its own, and Lean's list of the axioms that the theorem rests on.
 
     The name is random, so no neighbour can be named; it starts with an underscore, which hides it from library search."""
@@ -369,7 +379,7 @@ def region(statement, proof, space):
             f"set_option pp.fullNames true in #print axioms {space}.{theorem_name(statement)}\n")
 
 
-def judge_batch(batch, lean, timeout, stop=None):
+def judge_batch(batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None = None) -> dict[Key, Verdict]:
     """{key: (verdict, message, seconds)} for a list of keys (header, statement, proof) with one header."""
     verdicts, to_do = {}, [(batch, True)]
     while to_do and not (stop and stop.is_set()):
@@ -379,7 +389,7 @@ def judge_batch(batch, lean, timeout, stop=None):
     return verdicts
 
 
-def remembering(path, judge=judge_batch):
+def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batch) -> Callable[..., dict[Key, Verdict]]:
     """judge, but asks Lean only for what is not yet in the SQLite file `path`, where it notes what was proved or rejected: runs that
     sample the same problems share many completions. All that a verdict depends on is in its key, this file's text too, except
     the library of a Lake project: after a change there, delete the file."""
@@ -406,7 +416,8 @@ def remembering(path, judge=judge_batch):
     return remembered
 
 
-def judge_misplaced(batch, first_try, error, lean, timeout, stop):
+def judge_misplaced(batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float,
+                    stop: threading.Event | None) -> tuple[dict[Key, Verdict], list]:
     """As judge_once, for a batch with an error before its first statement. The header is at fault if a `sorry` behind it has that
     error too; else it is a proof's, which Lean cannot place (`apply Or.inl`, new line, `.2.elim`), and halving finds it."""
     alone = (*batch[0][:2], GAP)
@@ -417,7 +428,8 @@ def judge_misplaced(batch, first_try, error, lean, timeout, stop):
     return {}, [(batch[:len(batch) // 2], first_try), (batch[len(batch) // 2:], first_try)]
 
 
-def judge_once(batch, first_try, lean, timeout, stop):
+def judge_once(batch: list[Key], first_try: bool, lean: Lean, timeout: float,
+               stop: threading.Event | None) -> tuple[dict[Key, Verdict], list]:
     """One Lean process for a batch: (verdicts, [(keys to judge again, whether that is their first try), ...]).
 
     First in the file stands each distinct statement with `sorry`: where that fails the problem is bad, not its proofs.
@@ -434,7 +446,8 @@ def judge_once(batch, first_try, lean, timeout, stop):
     source = header + "".join(text + lean.sign.format(f"{tag}_{number}.") for number, text in enumerate(regions))
     messages, trouble = run_lean(source, lean, timeout, tag, stop)
 
-    errors, axioms, spilled, finished = [[] for _ in texts], [None] * len(texts), set(), -1
+    axioms: list[set[str] | None] = [None] * len(texts)
+    errors, spilled, finished = [[] for _ in texts], set(), -1
     for message in messages:
         line, said = message["pos"]["line"], message["data"]
         number = bisect.bisect_right(first_lines, line) - 1
@@ -473,10 +486,10 @@ def judge_once(batch, first_try, lean, timeout, stop):
             elif first_try or number == culprit and len(batch) > 1:
                 died.append(key)
             else:
-                verdicts[key] = "error", trouble, seconds
+                verdicts[key] = "error", trouble or "", seconds
         elif number > culprit or lost:
             after.append(key)
-        elif not errors[number] and axioms[number] is not None and axioms[number] <= AXIOMS:
+        elif not errors[number] and (named := axioms[number]) is not None and named <= AXIOMS:
             verdicts[key] = "proved", "", seconds
         elif len(batch) > 1 and (not errors[number] or number in spilled):
             again.append(([key], first_try))
@@ -492,12 +505,14 @@ ADDED = ("verdict", "reward", "message", "seconds")
 REWARD = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
 
 
-def header_of(row, lean):
+def header_of(row: dict, lean: Lean) -> str:
     """The first lines of the row's file."""
     return lean.header if lean.fixed else row.get("header", lean.header)
 
 
-def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progress=True, total=None, judge=judge_batch):
+def verify_stream(rows: Iterable[dict | None], lean: Lean | str = "auto", workers: int = 2, batch: int = 32, timeout: float = 120.0,
+                  progress: bool = True, total: int | None = None,
+                  judge: Callable[..., dict[Key, Verdict]] = judge_batch) -> Iterator[dict]:
     """Yields the rows, in order, with verdict, reward, message and seconds, while `rows` may still be in the making: a batch
     goes to Lean when it is full, and what there is of one when `rows` has no more, or none for the moment (it yields None).
     Equal proofs of equal statements are verified once. lean: --lean's text, or what find_lean returned for it."""
@@ -524,7 +539,7 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
                 submit(key[0], 1)
             verdict, message, seconds = slot[0].result()[key]
             if early and not message.startswith("bad "):
-                verdict, message, seconds = *early, 0.0
+                (verdict, message), seconds = early, 0.0
             bar.update()
             yield dict(row, verdict=verdict, reward=REWARD[verdict], message=message[:300], seconds=round(seconds, 4))
 
@@ -562,12 +577,12 @@ def verify_stream(rows, lean="auto", workers=2, batch=32, timeout=120.0, progres
         bar.close()
 
 
-def verify_rows(rows, *args, **keys):
+def verify_rows(rows: list[dict], *args: Any, **keys: Any) -> list[dict]:
     """verify_stream for a list of rows, as a list."""
     return list(verify_stream(rows, *args, **{"total": len(rows)} | keys))
 
 
-def follow(path):
+def follow(path: str) -> Iterator[str | None]:
     """Yields the lines of a file that sample.py is writing, as they come, and None where there is none for the moment. Until
     it is complete the file is called PATH.part-HASH."""
     def complete():
@@ -594,7 +609,7 @@ def follow(path):
         yield rest.decode()
 
 
-def checked(path, lines=None):
+def checked(path: str, lines: Iterable[str | None] | None = None) -> Iterator[Any]:
     """The rows of sample.py's file; ends the program with the line where one is not fit to be verified."""
     number = 0
     for row in read_jsonl(path, "statement", "completion", lines=lines):
@@ -609,18 +624,18 @@ def checked(path, lines=None):
         fail(f"{path} has no rows; run sample.py first")
 
 
-def part_name(out, settings):
+def part_name(out: str, settings: list) -> str:
     """The name of the output while it is not complete: another one for every other way to come to verdicts."""
     return f"{out}.part-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
 
 
-def resumed(part, rows):
+def resumed(part: str, rows: Iterator) -> tuple[list[str], Iterator]:
     """(verdicts that an interrupted run has left in `part`, the rest of rows). What does not fit the rows is cut off."""
     verdicts, length = [], 0
     with open(part, "ab+") as file:
         file.seek(0)
         for line in file:
-            row, before = next((row for row in rows if row), None), None
+            row, before = next((row for row in rows if row), {}), {}
             with contextlib.suppress(ValueError):
                 before = json.loads(line)  # the last line may be half written
             same = row and isinstance(before, dict) and all(name in before for name in ADDED) and line.endswith(b"\n")
@@ -659,7 +674,7 @@ def main():
         fail(f"{args.rows} is what is read; choose another --out")
     total, judge, dojo, errors = None, judge_batch, None, []
     if args.verifier == "lean-dojo" and not args.self_test:
-        from real import dojo  # here, not above: it needs what few have installed
+        dojo = importlib.import_module("real.dojo")  # here, not above: it needs what few have installed
         dojo.check_dojo(args.project or ".")
         if args.follow:
             fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
@@ -692,7 +707,7 @@ def main():
         sys.exit(130)
     print(f"{len(verdicts)} rows:", ", ".join(f"{verdicts.count(one)} {one}" for one in REWARD))
     if errors:
-        print(f"warning: no verdict on {len(errors)} rows (reward null); the first says: {errors[0]}", file=sys.stderr)
+        print(f"warning: no verdict on {len(errors)} rows (reward null); the first says: {printable(errors[0])}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def main():
     args.temperature, args.clip, args.kl, args.seed, args.ppo_epochs, args.minibatch = 1.0, 0.2, 0.0, 0, 1, args.rows
     args.grad_clip, args.grad_skip = 1.0, 1e9
     train.start_ranks()
-    (rank, count), generator = train.ranks(), torch.Generator().manual_seed(1)
+    (_, count), generator = train.ranks(), torch.Generator().manual_seed(1)
     draw = lambda length: torch.randint(args.vocabulary, (length,), generator=generator).tolist()  # noqa: E731
     rows = [{"id": str(i), "prompt_ids": draw(args.prompt), "completion_ids": draw(args.completion), "advantage": (-1.0) ** i,
              "logprobs": [0.0] * args.completion} for i in range(args.rows)]
@@ -131,10 +131,10 @@ def main():
     print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, "
           f"{count} process(es) on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
     completion = len(rows) * args.completion
-    for what, seconds, flops in (("update", seconds, update_flops), ("  log-probs before", forward, forward_flops),
+    for what, spent, flops in (("update", seconds, update_flops), ("  log-probs before", forward, forward_flops),
                                  ("  forward and backward", seconds - forward, update_flops - forward_flops)):
-        print(f"{what:24s}{seconds:7.2f} s  {tokens / seconds:8.0f} tokens/s  {completion / seconds:8.0f} completion tokens/s  "
-              f"{flops / seconds / 1e12:7.2f} TFLOP/s  MFU {flops / seconds * share:.1f} %")
+        print(f"{what:24s}{spent:7.2f} s  {tokens / spent:8.0f} tokens/s  {completion / spent:8.0f} completion tokens/s  "
+              f"{flops / spent / 1e12:7.2f} TFLOP/s  MFU {flops / spent * share:.1f} %")
     if args.device == "cuda":
         print(f"  peak memory           {torch.cuda.max_memory_allocated() / 2**30:7.1f} GiB allocated, "
               f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved")

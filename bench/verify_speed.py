@@ -46,10 +46,11 @@ def main():
                  sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, progress=False)}.values())
     lean, run_lean = verify.find_lean(), verify.run_lean
     print(f"{len(rows)} distinct proofs\n\n| workers | batch | proofs/s | Lean alone, proofs/s | time over Lean's |\n|---|---|---|---|---|")
+    sources = []
+    verify.run_lean = lambda source, *rest: sources.append(source) or run_lean(source, *rest)
     for workers in (1, 2):
         for batch in (8, 32, 128, 256):
-            ours, alone, sources = [], [], []
-            verify.run_lean = lambda source, *rest: sources.append(source) or run_lean(source, *rest)
+            ours, alone = [], []
             for _ in range(args.rounds):
                 sources.clear()
                 start = time.perf_counter()

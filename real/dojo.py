@@ -215,7 +215,7 @@ def judge_with_dojo(batch, theorem, timeout, lean, stop=None):
             if stop and stop.is_set():
                 return verdicts
             started = time.monotonic()
-            for attempt in (1, 2):
+            for _ in (1, 2):
                 if child is None:
                     child = start_child("judge", *theorem, max(OPEN_SECONDS, int(timeout) + 60))
                     opened = ask(child, None, OPEN_SECONDS + 60, stop)

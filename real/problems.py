@@ -15,7 +15,7 @@ import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import fail, read_jsonl, write_jsonl  # noqa: E402
+from advantage import fail, printable, read_jsonl, write_jsonl  # noqa: E402
 from verify import HEADER, forbidden, tokens  # noqa: E402
 
 COLUMNS = {  # ours: ours again, the release's, DeepSeek's miniF2F's, Lean Workbook's; the first that a row has counts
@@ -27,7 +27,7 @@ COLUMNS = {  # ours: ours again, the release's, DeepSeek's miniF2F's, Lean Workb
 ALLOWED = re.compile(r"\b(?:theorem|lemma|def|abbrev|noncomputable)\b|(/--)")  # right in a statement, refused in a proof
 
 
-def read_rows(path):
+def read_rows(path: str) -> list[dict]:
     """The rows of a parquet, JSON or JSONL file as dicts; ends the program where it is none or has no statements."""
     try:
         with open(path, "rb") as file:
@@ -50,7 +50,7 @@ def read_rows(path):
     return rows
 
 
-def from_columns(row, header):
+def from_columns(row: dict, header: str | None) -> dict:
     """The row as a problem, its statement not checked yet. A row of ours keeps its other keys and its header, if it has one."""
     problem = {key: value for key, value in row.items() if "statement" in row and key not in COLUMNS}
     for ours, theirs in COLUMNS.items():
@@ -64,7 +64,7 @@ def from_columns(row, header):
     return problem
 
 
-def without_proof(text):
+def without_proof(text: str) -> str:
     """The text up to `:= by`, where sorry or a proof that follows can be cut off."""
     if bare := re.fullmatch(r"(?s)(.*?)\s*:=\s*(by(\s+sorry)?|sorry)\s*", text):
         return bare[1] + " := by"
@@ -74,7 +74,7 @@ def without_proof(text):
     return statement.rstrip() + " := by" if ends_here else text
 
 
-def check(text):
+def check(text: str) -> tuple[str, str, str]:
     """(statement, name, its words but for the name), if verify.py can judge proofs of it; ValueError says why it cannot."""
     statement = without_proof(text)
     kinds_and_words = [token[:2] for token in tokens(statement)]
@@ -151,7 +151,7 @@ def main():
     kinds = [("kept" if entry["kept"] else "left out") + ", " + entry["reason"].split(": ")[0] for entry in report]
     for kind in dict.fromkeys(kinds):
         ids = [str(entry["id"]) for entry, other in zip(report, kinds) if other == kind]
-        print(f"  {len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}")
+        print(printable(f"  {len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}"))
 
 
 if __name__ == "__main__":

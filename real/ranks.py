@@ -7,6 +7,8 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +16,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 
-def ranks():
+def ranks() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def start_ranks():
+def start_ranks() -> Callable:
     """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
     others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
     if not dist.is_torchelastic_launched():
@@ -44,13 +46,13 @@ def start_ranks():
     return share
 
 
-def shard(model, forward, args, trained=True):
+def shard(model: Any, forward: Callable, args: Any, trained: bool = True) -> Any:
     """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
     float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
     the ranks in float32. The root's weights come for forward(model, ...), called as
     model.target_logprobs(...), which stands in for the model's own."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    options = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
+    options: dict[str, Any] = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
     if args.dtype == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in blocks(model):
@@ -61,22 +63,22 @@ def shard(model, forward, args, trained=True):
     return model
 
 
-def blocks(model):
+def blocks(model: Any) -> torch.nn.ModuleList:
     """The transformer blocks."""
     return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
 
 
-def checkpoint_blocks(model):
+def checkpoint_blocks(model: Any) -> None:
     """Backward computes each block's activations again instead of keeping them."""
     for block in blocks(model):
         block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def whole_tensor(tensor):
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_state(model):
+def full_state(model: Any) -> dict[str, torch.Tensor]:
     """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
     state = {}
     for name, value in model.state_dict().items():

@@ -6,6 +6,7 @@
 import os
 import subprocess
 import time
+from typing import Any
 
 from advantage import fail
 from verify import REWARD, WITH_PARENT, judge_batch, run_lean, verify_rows
@@ -31,7 +32,7 @@ PROBE = """echo $(ulimit -v) $(ulimit -t) $(ulimit -f) $( (ulimit -u || ulimit -
 grep -c : /proc/net/dev; ls -d /proc/[0-9]* | grep -c .; echo "$TMPDIR"; [ -z "$(ls -A "$TMPDIR")" ] && echo empty"""
 
 
-def row(statement, completion):
+def row(statement: str, completion: str) -> dict:
     return {"statement": statement, "completion": completion}
 
 
@@ -52,7 +53,7 @@ def sandbox(lean):
     ]
 
 
-def self_test(lean, workers, batch):
+def self_test(lean: Any, workers: int, batch: int) -> None:
     """Prints the table; ends the program with code 2 where a verdict is not what it must be."""
     start = time.monotonic()
     run_lean(lean.header.rstrip() + "\n", lean, 600)

@@ -96,7 +96,7 @@ def engine_main(pipe, options, sleeps):
             pipe.send(("failed", " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")))
 
 
-def start_engines(model, args, sleep=False):
+def start_engines(model: str, args: Any, sleep: bool = False) -> list:
     """Engines that have loaded the model folder, one for each --tensor-parallel GPUs; they end with this process."""
     cuda, size = torch.cuda.is_available(), args.tensor_parallel
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
@@ -140,7 +140,7 @@ def start_engines(model, args, sleep=False):
     return engines
 
 
-def stop(engines):
+def stop(engines: list) -> None:
     """Ends the engines' processes."""
     for engine in engines:
         engine.pipe.close()
@@ -205,7 +205,7 @@ def vllm_rows(engines, model, tokenizer, problems, num_samples, *, temperature=1
     return generate()
 
 
-def rest(engines):
+def rest(engines: list) -> None:
     """Frees the engines' GPU memory until the next sync; they must have been started with sleep."""
     for engine in engines:
         order(engine, "rest")
@@ -213,7 +213,7 @@ def rest(engines):
         answer(engine, "going to sleep")
 
 
-def sync(engines, model, dtype="float32", state=None):
+def sync(engines: list, model: Any, dtype: str = "float32", state: dict | None = None) -> None:
     """Gives the engines the model's weights, or those of a full state dict, through a folder in memory."""
     if model.config.tie_word_embeddings and not torch.cuda.is_available():
         fail("vLLM on a CPU goes on with the old embeddings where a model ties them; train it with --engine torch")
@@ -231,7 +231,7 @@ def sync(engines, model, dtype="float32", state=None):
         reload(engines, folder)
 
 
-def reload(engines, folder):
+def reload(engines: list, folder: str) -> None:
     """Every engine takes the weights of a folder; one that cannot is ruined, and ends the program."""
     for engine in engines:
         order(engine, "reload", folder)

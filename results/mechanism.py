@@ -11,6 +11,7 @@ clipped loss. Before the second epoch the likely correct samples are past the cl
 import argparse
 import os
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -27,17 +28,18 @@ CORRECT = torch.arange(64) % 2 == 0  # [64] completions from likely to unlikely,
 GROUP = 32
 
 
-def gain(p, N, e=0.2):
+def gain(p: Any, N: int, e: float = 0.2) -> Any:
     """What pass@N gains when the success probability p grows by the factor 1 + e, to 1 at most (section 3.4)."""
     return (1 - p) ** N - (1 - np.minimum(1, (1 + e) * p)) ** N
 
 
-def policy():
+def policy() -> torch.Tensor:
     """Log-probabilities [64] of the table, each lower by 0.1 than the one before."""
     return torch.log_softmax(-0.1 * torch.arange(64.0), 0)
 
 
-def epochs_of_one_group(unlikeliness, epochs, lr, generator):
+def epochs_of_one_group(unlikeliness: float, epochs: int, lr: float,
+                        generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """One group's update: log-probabilities [epochs + 1, 64] before and after each epoch, the completions drawn [32], and for
     each epoch and sample whether the clip takes its gradient away [epochs, 32]; None where the group is dropped."""
     logits = policy().clone().requires_grad_()
@@ -58,7 +60,7 @@ def epochs_of_one_group(unlikeliness, epochs, lr, generator):
     return torch.stack(history), drawn, torch.stack(clips)
 
 
-def average(unlikeliness, epochs, groups=4000, lr=2.0, seed=0):
+def average(unlikeliness: float, epochs: int, groups: int = 4000, lr: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """(change of log-probability [epochs, 64] after each epoch, share of its samples past the clip [epochs, 64]), over the
     groups in which a completion was drawn."""
     generator = torch.Generator().manual_seed(seed)

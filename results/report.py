@@ -12,6 +12,7 @@ import glob
 import os
 import re
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,19 +31,19 @@ PAPER = {"base": [52.5, 62.6, 68.3, 72.1, 75.4, 78.3, 81.2, 83.1, 84.7],  # the 
 SOLVED = {"base": 7707, "default": 7860, "epochs-2": 8008, "epochs-3": 8006, "unlikeliness-1": 8023, "unlikeliness-2": 8065}  # of 9,600
 
 
-def seeds_of(folder, name):
+def seeds_of(folder: str, name: str) -> list[str]:
     """The run folders of a setting, a seed each."""
     return sorted(glob.glob(f"{folder}/{name}-seed*/"))
 
 
-def passes(paths):
+def passes(paths: list) -> np.ndarray:
     """pass@N [seeds, problems, Ns] of verified files with the same problems."""
     counts = [load_counts(path) for path in paths]
     assert all(c["ids"] == counts[0]["ids"] for c in counts), "the files have different problems"
     return np.stack([[pass_at_n(c["n"], c["correct"], N) for N in NS if N <= c["n"].min()] for c in counts]).transpose(0, 2, 1)
 
 
-def interval(values, repeats=4000):
+def interval(values: np.ndarray, repeats: int = 4000) -> np.ndarray:
     """[3, K]: mean of values [S, P, K] and the 95 % interval of a bootstrap over seeds and problems, the same ones for all K."""
     rng, (S, P, _) = np.random.default_rng(0), values.shape
     seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), repeats) / n for n in (S, P))  # [R, S], [R, P]
@@ -50,30 +51,31 @@ def interval(values, repeats=4000):
     return np.stack([values.mean((0, 1)), *np.quantile(means, [0.025, 0.975], axis=0)])
 
 
-def metric(folders, key, part=slice(None)):
+def metric(folders: list[str], key: str, part: slice = slice(None)) -> np.ndarray:
     """[seeds]: mean over the steps in `part` of a number in metrics.jsonl; steps without an update have none."""
     rows = [[row[key] for row in list(read_jsonl(f"{folder}/metrics.jsonl", key))[part]] for folder in folders]
     return np.array([np.mean([value for value in values if value is not None]) for values in rows])
 
 
-def spread(values, digits):
+def spread(values: np.ndarray, digits: int) -> str:
     return f"{values.mean():.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
-def pass_columns(curves, sign="", head="%, mean of seeds [95 %]"):
+def pass_columns(curves: dict[str, np.ndarray], sign: str = "", head: str = "%, mean of seeds [95 %]") -> list[list]:
     longest = max(curve.shape[1] for curve in curves.values())
     return [[head, *(f"pass@{N}" for N in NS[:longest])]] + [[label, *cells(c, longest, sign)] for label, c in curves.items()]
 
 
-def uplifts(folder, names, steps, args):
+def uplifts(runs: dict[str, list[str]], steps: int, args: argparse.Namespace) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{setting: uplift(...)} of the base model's correct training samples, scored under each seed's model after so many steps."""
-    rows = correct_samples(f"{folder}/base-train/verified.jsonl")
+    rows = correct_samples(f"{args.folder}/base-train/verified.jsonl")
     before = score(f"{HERE}/toy/base", rows, args)
     return {name: uplift([row["id"] for row in rows], before,
-                         [score(f"{run}/checkpoints/step_{steps:05d}", rows, args) for run in seeds_of(folder, name)]) for name in names}
+                         [score(f"{run}/checkpoints/step_{steps:05d}", rows, args) for run in folders]) for name, folders in runs.items()}
 
 
-def by_difficulty(folder, steps, names=("default", "unlikeliness-2"), bounds=(0, 1, 4, 16, 64, 192, 257)):
+def by_difficulty(folder: str, steps: int, names: Sequence[str] = ("default", "unlikeliness-2"),
+                  bounds: Sequence[int] = (0, 1, 4, 16, 64, 192, 257)) -> str:
     """Table: problems in bins of how many of the base model's first 256 samples are right; in each bin, of its other samples and of
     256 by each setting: the share that is right, problems with none right, distinct completions of a problem, their mean length."""
     def numbers(path, skip=0):  # {id: (share right, none right, distinct, tokens)}
@@ -89,17 +91,19 @@ def by_difficulty(folder, steps, names=("default", "unlikeliness-2"), bounds=(0,
         first[row["id"]] = first.get(row["id"], 0) + (row["sample"] < 256 and row["reward"] == 1)
     models = {"base": [numbers(f"{folder}/base/verified.jsonl", 256)]}
     models |= {name: [numbers(f"{run}/val-{steps}/verified.jsonl") for run in seeds_of(folder, name)] for name in names}
-    rows = [["right of base's first 256", "problems", *(f"{what}, {name}" for what in ("right %", "none right", "distinct", "tokens") for name in models)]]
+    rows = [["right of base's first 256", "problems",
+             *(f"{what}, {name}" for what in ("right %", "none right", "distinct", "tokens") for name in models)]]
     for low, high in zip(bounds, bounds[1:]):
         ids = [name for name, count in first.items() if low <= count < high]
-        means = {name: [[np.mean([seed[i][k] for i in ids]) if ids else np.nan for seed in seeds] for k in range(4)] for name, seeds in models.items()}
+        means = {name: [[np.mean([seed[i][k] for i in ids]) if ids else np.nan for seed in seeds] for k in range(4)]
+                 for name, seeds in models.items()}
         rows.append([f"{low} to {high - 1}" if high > low + 1 else low, len(ids), *(f"{np.mean(means[name][0]):.1f}" for name in models),
                      *(f"{len(ids) * np.mean(means[name][1]):.1f}" for name in models),
                      *(f"{np.mean(means[name][k]):.0f}" for k in (2, 3) for name in models)])
     return markdown(rows)
 
 
-def curves(folder, path):
+def curves(folder: str, path: str) -> None:
     """Four numbers of a step against the step: mean of the seeds, running mean of 11 steps."""
     titles = {"unique_proofs": "distinct proofs in a step", "reward": "share of samples proved", "kl": "KL to the base model, per token",
               "clip_fraction": "share of tokens clipped"}
@@ -119,7 +123,7 @@ def curves(folder, path):
     save(figure, path)
 
 
-def draw_passes(base, rates, path):
+def draw_passes(base: np.ndarray, rates: dict[str, np.ndarray], path: str) -> None:
     """Left pass@N of base, Default and Unlikeliness-2, right every setting's difference to base."""
     figure, (left, right) = panels(1, 2, height=4.8)
     look = styles(["base", *SETTINGS])
@@ -140,14 +144,15 @@ def draw_passes(base, rates, path):
     save(figure, path)
 
 
-def fill(path, tables):
+def fill(path: str, tables: dict[str, str]) -> None:
     """Puts each table between its marks, <!-- NAME --> and <!-- end -->, in a Markdown file, if it is there."""
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
         text = file.read()
     for name, table in tables.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
+        before, *after = re.split(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
+        text = f"{before}{table}\n{after[0]}" if after else before
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 
@@ -166,7 +171,7 @@ def main():
     base = passes([f"{args.folder}/base/verified.jsonl"])
     steps = [int(path.split("-")[-1]) for path in glob.glob(f"{seeds_of(args.folder, 'unlikeliness-2')[0]}/val-*")]
     rates = {name: passes([f"{run}/val-{max(steps)}/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in SETTINGS}
-    tables = {"seeds": ", ".join(f"{name}: {len(values)}" for name, values in rates.items())}
+    tables = {}
 
     columns = pass_columns({"base": interval(base), **{name: interval(rates[name]) for name in SETTINGS}})
     tables["passes"] = markdown(columns)
@@ -189,22 +194,25 @@ def main():
     for name in SETTINGS:
         runs = seeds_of(args.folder, name)
         solved = 100 * metric(runs, "solved") / 16
-        rows.append([name, spread(solved, 1), f"{SOLVED[name] / 96:.1f}" if name in SOLVED else "-", f"{metric(runs, 'unique_proofs', slice(10)).mean():.0f}",
-                     spread(metric(runs, "unique_proofs", last), 0), spread(metric(runs, "unique", last), 2),
-                     spread(metric(runs, "kl", last), 3), spread(100 * metric(runs, "clip_fraction"), 2)])
+        rows.append([name, spread(solved, 1), f"{SOLVED[name] / 96:.1f}" if name in SOLVED else "-",
+                     f"{metric(runs, 'unique_proofs', slice(10)).mean():.0f}", spread(metric(runs, "unique_proofs", last), 0),
+                     spread(metric(runs, "unique", last), 2), spread(metric(runs, "kl", last), 3), spread(100 * metric(runs, "clip_fraction"), 2)])
     tables["training"] = markdown(list(map(list, zip(*rows))))
 
     if base.shape[2] == len(NS):
         tables["difficulty"] = by_difficulty(args.folder, max(steps))
-    by_rank = uplifts(args.folder, SETTINGS, max(steps), args)
+    by_rank = uplifts({name: seeds_of(args.folder, name) for name in SETTINGS}, max(steps), args)
     tables["uplift"] = uplift_table(by_rank)
-    if all(glob.glob(f"{run}/val-{min(steps)}/verified.jsonl") for name in ABLATION for run in seeds_of(args.folder, name) or ["none"]):
-        few = {name: passes([f"{run}/val-{min(steps)}/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in ABLATION}
-        short, last = uplifts(args.folder, ABLATION, min(steps), args), slice(min(steps) - 10 if min(steps) > 10 else 0, min(steps))
+    seeds = [run[len(f"{args.folder}/ties-broken"):] for run in seeds_of(args.folder, "ties-broken")]
+    changed = {name: [f"{args.folder}/{name}{seed}" for seed in seeds] for name in ABLATION}
+    if seeds:
+        few = {name: passes([f"{run}/val-{min(steps)}/verified.jsonl" for run in runs]) for name, runs in changed.items()}
+        short, last = uplifts(changed, min(steps), args), slice(max(0, min(steps) - 10), min(steps))
         at = [k for k in (0, 2, 4, 6) if k < min(few[name].shape[2] for name in ABLATION)]
-        rows = [["", *(f"pass@{NS[k]} above base" for k in at), "uplift, likeliest fifth, %", "rarest fifth, %", "distinct proofs, last 10", "KL, last 10"]]
+        rows = [["", *(f"pass@{NS[k]} above base" for k in at), "uplift, likeliest fifth, %", "rarest fifth, %",
+                 "distinct proofs, last 10", "KL, last 10"]]
         for name, label in ABLATION.items():
-            curve, runs = interval(few[name] - base[:, :, :few[name].shape[2]]), seeds_of(args.folder, name)
+            curve, runs = interval(few[name] - base[:, :, :few[name].shape[2]]), changed[name]
             parts = cells(short[name][0][:3], 5)
             rows.append([label, *(cells(curve, curve.shape[1], "+")[k] for k in at), parts[0], parts[-1],
                          spread(metric(runs, "unique_proofs", last), 0), spread(metric(runs, "kl", last), 3)])

@@ -1,5 +1,4 @@
 """The advantages against numbers worked by hand and against a second implementation; the JSONL helpers; the command."""
-import json
 import math
 import os
 import random

@@ -30,8 +30,7 @@ OWN = {"id": "o_1", "statement": "theorem o_1 (p : Prop) (h : p) : p := by", "le
 def write(path, rows):
     """Rows as parquet, JSON list or JSONL, by the ending."""
     if path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
+        pyarrow, _ = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -253,6 +253,26 @@ def test_no_traceback(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
 
 
+def test_pickled_weights_are_not_loaded(tiny_model_dir, tmp_path, capsys):
+    model, tokenizer = load_model(tiny_model_dir)
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(SystemExit):
+        load_model(str(tmp_path))
+    assert "cannot load" in (said := capsys.readouterr().err) and "safetensors" in said
+
+
+def test_what_a_file_says_does_not_reach_the_terminal_raw(tiny_model_dir, tmp_path):
+    row = json.dumps({"id": "\x1b[2J\u202e", "statement": "theorem t : p := by"})
+    (tmp_path / "problems.jsonl").write_text(f"{row}\n{row}\n")
+    result = run("--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--num-samples", 2, "--out", tmp_path / "out.jsonl")
+    long = run("--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--limit", 1, "--max-new-tokens", 10**6,
+               "--num-samples", 2, "--out", tmp_path / "out.jsonl")
+    for said in (result.stderr, long.stderr):
+        assert said.startswith("error: ") and said.strip().isprintable(), said
+
+
 def test_weights_that_are_not_there(tiny_model_dir, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
     model, tokenizer = load_model(tiny_model_dir)

@@ -279,13 +279,13 @@ def test_flags(stand_in, tmp_path, monkeypatch, capsys):
     assert sample.choose_engine(engine_args("auto")) == "torch"
     model, tokenizer = load_model(BASE, weights=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    for call, words in [(lambda: sample.choose_engine(engine_args("vllm")), ["not installed", "--engine torch"]),
+    for wrong, words in [(lambda: sample.choose_engine(engine_args("vllm")), ["not installed", "--engine torch"]),
                         (lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)), ["3 GPUs of 4", "--tensor-parallel"]),
                         (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
                         (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, temperature=0.001), ["--temperature", "0.001"]),
                         (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, limit=100), ["limit of 100"])]:
         with pytest.raises(SystemExit) as end:
-            call()
+            wrong()
         error = capsys.readouterr().err
         assert end.value.code == 2 and error.count("\n") == 1 and all(word in error for word in words), error
 

@@ -266,7 +266,8 @@ def main():
     parser.add_argument("--searches", type=at_least(int, 1), default=4, help="random searches a theorem; the two shortest proofs are kept")
     parser.add_argument("--min-size", type=at_least(int, 1), default=3, help="least number of connectives")
     parser.add_argument("--max-size", type=at_least(int, 1), default=9, help="largest number of connectives")
-    parser.add_argument("--decay", type=at_least(float, 0, exclusive=True), default=0.7, help="how much rarer a formula one connective larger is drawn")
+    parser.add_argument("--decay", type=at_least(float, 0, exclusive=True), default=0.7,
+                        help="how much rarer a formula one connective larger is drawn")
     parser.add_argument("--min-steps", type=at_least(int, 3), default=3, help="least number of rules in the shortest proof found")
     parser.add_argument("--seed", type=at_least(int, 0), default=0, help="one seed for everything")
     parser.add_argument("--workers", type=at_least(int, 1), default=2, help="processes for the search and for Lean")
