@@ -397,7 +397,7 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
         verifier = hashlib.sha256(file.read()).hexdigest()
 
     def remembered(batch, lean, timeout, stop=None):
-        way = [verifier, lean.version, lean.command, lean.env.get("LEAN_PATH")]
+        way = [verifier, judge.__module__, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
         name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
         try:
             with contextlib.closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as store:  # a process's threads, and other processes

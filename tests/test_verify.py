@@ -81,10 +81,14 @@ def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge
     weaker = lean._replace(command=["-DmaxHeartbeats=200" if "Heartbeats" in word else word for word in lean.command])
     verify.verify_rows(rows[:5], weaker, progress=False, judge=verify.remembering(path, counting))
     assert sum(asked) == len(rows) + 5
-    broken = lambda batch, *rest: {key: ("error", "no verdict", 0.0) for key in batch}  # noqa: E731
-    other = str(tmp_path / "other.sqlite")
-    verify.verify_rows(rows, lean, progress=False, judge=verify.remembering(other, broken))
-    assert judge(rows, judge=verify.remembering(other)) == [verdict for verdict, _ in plain]
+    broken = [True]
+
+    def flaky(batch, *rest):
+        return {key: ("error", "no verdict", 0.0) for key in batch} if broken else verify.judge_batch(batch, *rest)
+
+    assert set(judge(rows, judge=verify.remembering(path, flaky))) == {"error"}  # nor has it taken what another judge has said
+    broken.clear()
+    assert judge(rows, judge=verify.remembering(path, flaky)) == [verdict for verdict, _ in plain]
 
 
 def test_a_file_that_holds_no_verdicts_is_named(tmp_path, capsys):
