@@ -182,9 +182,8 @@ def main():
     some = [k for k in (0, 4, 6, 8) if k < base.shape[2]]
     tables["by-seed"] = markdown([["points above base, seed by seed", *(f"pass@{NS[k]}" for k in some)]] + [
         [name, *(", ".join(f"{value:+.1f}" for value in 100 * (rates[name] - base).mean(1)[:, k]) for k in some)] for name in SETTINGS])
-    front = {"base": interval(base), **{name: interval(rates[name]) for name in ("default", "unlikeliness-2")}}
-    difference = interval(rates["unlikeliness-2"] - rates["default"])
-    front = pass_columns(front) + pass_columns({"unlikeliness-2 above default": difference}, "+")[1:]
+    front = pass_columns({"base": interval(base)})
+    front += pass_columns({name: interval(rates[name] - base) for name in ("default", "unlikeliness-1", "unlikeliness-2")}, "+")[1:]
     front += [[f"{name}, paper's", *map(str, values)] for name, values in PAPER.items()]
     tables["front"] = markdown(front)
 
