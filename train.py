@@ -511,6 +511,8 @@ def main():
             lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
         problems = read_problems(args.problems)
         held_out = read_problems(args.eval_problems) if args.eval_samples else []
+        if args.verdicts:
+            remembering(args.verdicts)  # fails where the file is none of its own
         open_run(args)
         log = open_log(args)
         checkpoint = last_checkpoint(args.out)

@@ -396,23 +396,28 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
     with open(__file__, "rb") as file:
         verifier = hashlib.sha256(file.read()).hexdigest()
 
+    def store():  # one a call: threads and other processes use the file too
+        connection = sqlite3.connect(path, timeout=600, isolation_level=None)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
+        return connection
+
     def remembered(batch, lean, timeout, stop=None):
         way = [verifier, judge.__module__, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
         name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
-        try:
-            with contextlib.closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as store:  # a process's threads, and other processes
-                store.execute("PRAGMA journal_mode = WAL")
-                store.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
-                found = {key: store.execute("SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]).fetchone() for key in batch}
-                new = judge(unknown, lean, timeout, stop) if (unknown := [key for key in batch if not found[key]]) else {}
-                store.execute("BEGIN IMMEDIATE")
-                store.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)",
-                                  [(name[key], *verdict) for key, verdict in new.items() if verdict[0] in ("proved", "rejected")])
-                store.execute("COMMIT")
-        except sqlite3.Error as error:
-            fail(f"--verdicts {path} is of no use ({error}); delete it or name another file")
+        with contextlib.closing(store()) as known:
+            found = {key: known.execute("SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]).fetchone() for key in batch}
+            new = judge(unknown, lean, timeout, stop) if (unknown := [key for key in batch if not found[key]]) else {}
+            known.execute("BEGIN IMMEDIATE")
+            known.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)",
+                              [(name[key], *verdict) for key, verdict in new.items() if verdict[0] in ("proved", "rejected")])
+            known.execute("COMMIT")
         return {key: verdict for key, verdict in found.items() if verdict} | new
 
+    try:
+        store().close()  # before any work
+    except sqlite3.Error as error:
+        fail(f"cannot keep verdicts in {path} ({error}); name another file with --verdicts")
     return remembered
 
 
@@ -680,6 +685,8 @@ def main():
             fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
     if not args.self_test and not args.follow:
         total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
+    if args.verdicts:
+        remembering(args.verdicts)  # fails where the file is none of its own
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.self_test:
         from real.self_test import self_test  # here, not above: it imports this file

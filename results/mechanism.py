@@ -79,9 +79,13 @@ def average(unlikeliness: float, epochs: int, groups: int = 4000, lr: float = 2.
 def main():
     parser = argparse.ArgumentParser(description="Why large N needs rare proofs, and what epochs and rewards do to them.")
     parser.error = fail
-    parser.add_argument("--out", default="results", help="folder for mechanism.png")
-    parser.add_argument("--groups", type=at_least(int, 1), default=4000, help="groups drawn for the right panel")
+    parser.add_argument("--out", default="results", help="folder for mechanism.png; the table goes into its README.md, if it has one")
+    parser.add_argument("--groups", type=at_least(int, 1000), default=4000, help="groups drawn for the right panel")
     args = parser.parse_args()
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make the folder {args.out} ({error.strerror}); choose another --out")
     figure, (left, right) = panels(1, 2, height=4.2)
     p = np.logspace(-4, 0, 400)
     for N in (1, 8, 64, 512):
@@ -104,7 +108,6 @@ def main():
     right.invert_xaxis()
     right.legend(fontsize=9, ncols=2, loc="upper center", handlelength=1.5, columnspacing=1)
     path = os.path.join(args.out, "mechanism.png")
-    os.makedirs(args.out, exist_ok=True)
     save(figure, path)
     table = markdown([list(column) for column in zip(*columns)])
     fill(os.path.join(args.out, "README.md"), {"mechanism": table})

@@ -74,7 +74,7 @@ def uplifts(runs: dict[str, list[str]], steps: int, args: argparse.Namespace) ->
                          [score(f"{run}/checkpoints/step_{steps:05d}", rows, args) for run in folders]) for name, folders in runs.items()}
 
 
-def by_difficulty(folder: str, steps: int, names: Sequence[str] = ("default", "unlikeliness-2"),
+def by_difficulty(folder: str, steps: int, names: Sequence[str] = ("default", "high-kl", "unlikeliness-1"),
                   bounds: Sequence[int] = (0, 1, 4, 16, 64, 192, 257)) -> str:
     """Table: problems in bins of how many of the base model's first 256 samples are right; in each bin, of its other samples and of
     256 by each setting: the share that is right, problems with none right, distinct completions of a problem, their mean length."""
@@ -175,25 +175,30 @@ def main():
 
     columns = pass_columns({"base": interval(base), **{name: interval(rates[name]) for name in SETTINGS}})
     tables["passes"] = markdown(columns)
-    tables["paper"] = markdown([columns[0][:10], *([f"{name} (paper)", *(f"{value:.1f}" for value in values)] for name, values in PAPER.items())])
+    tables["paper"] = markdown([["%", *columns[0][1:10]], *([f"{name} (paper)", *(f"{value:.1f}" for value in values)] for name, values in PAPER.items())])
     tables["to-base"] = markdown(pass_columns({name: interval(rates[name] - base) for name in SETTINGS}, "+", "points above base [95 %]"))
     others = {name: interval(rates[name] - rates["default"]) for name in SETTINGS[1:]}
     tables["to-default"] = markdown(pass_columns(others, "+", "points above default [95 %]"))
+    matched = {"high-kl - default": ("high-kl", "default"), "epochs-2 - high-kl": ("epochs-2", "high-kl"), "epochs-3 - epochs-2": ("epochs-3", "epochs-2"),
+               "unlikeliness-1 - high-kl": ("unlikeliness-1", "high-kl"), "unlikeliness-2 - epochs-2": ("unlikeliness-2", "epochs-2")}
+    matched = {label: interval(rates[a] - rates[b]) for label, (a, b) in matched.items()}
+    tables["matched"] = markdown(pass_columns(matched, "+", "difference, points [95 %]"))
     some = [k for k in (0, 4, 6, 8) if k < base.shape[2]]
     tables["by-seed"] = markdown([["points above base, seed by seed", *(f"pass@{NS[k]}" for k in some)]] + [
         [name, *(", ".join(f"{value:+.1f}" for value in 100 * (rates[name] - base).mean(1)[:, k]) for k in some)] for name in SETTINGS])
     front = pass_columns({"base": interval(base)})
-    front += pass_columns({name: interval(rates[name] - base) for name in ("default", "unlikeliness-1", "unlikeliness-2")}, "+")[1:]
+    front += pass_columns({name: interval(rates[name] - base) for name in ("default", "high-kl", "unlikeliness-1", "unlikeliness-2")}, "+")[1:]
     front += [[f"{name}, paper's", *map(str, values)] for name, values in PAPER.items()]
     tables["front"] = markdown(front)
 
-    rows = [["", "problems solved in the pass, % (seeds)", "paper, %", "distinct proofs a step, first 10", "last 10", "unique completions, last 10",
-             "KL, last 10", "clip fraction, %"]]
+    rows = [["", "updates", "problems solved in the pass, % (seeds)", "paper, %", "distinct proofs a step, first 10", "last 10", "unique completions, last 10",
+             "KL, last 10", "tokens clipped, %"]]
     last = slice(-10, None)
     for name in SETTINGS:
         runs = seeds_of(args.folder, name)
         solved = 100 * metric(runs, "solved") / 16
-        rows.append([name, spread(solved, 1), f"{SOLVED[name] / 96:.1f}" if name in SOLVED else "-",
+        updates = np.mean([sum(row["updates"] or 0 for row in read_jsonl(f"{run}/metrics.jsonl", "updates")) for run in runs])
+        rows.append([name, f"{updates:.0f}", spread(solved, 1), f"{SOLVED[name] / 96:.1f}" if name in SOLVED else "-",
                      f"{metric(runs, 'unique_proofs', slice(10)).mean():.0f}", spread(metric(runs, "unique_proofs", last), 0),
                      spread(metric(runs, "unique", last), 2), spread(metric(runs, "kl", last), 3), spread(100 * metric(runs, "clip_fraction"), 2)])
     tables["training"] = markdown(list(map(list, zip(*rows))))
@@ -202,7 +207,8 @@ def main():
         tables["difficulty"] = by_difficulty(args.folder, max(steps))
     by_rank = uplifts({name: seeds_of(args.folder, name) for name in SETTINGS}, max(steps), args)
     tables["uplift"] = uplift_table(by_rank)
-    seeds = [run[len(f"{args.folder}/ties-broken"):] for run in seeds_of(args.folder, "ties-broken")]
+    seeds = [run[len(f"{args.folder}/ties-broken"):] for run in seeds_of(args.folder, "ties-broken")
+             if os.path.exists(f"{run}/val-{min(steps)}/verified.jsonl")]  # the last job of a seed
     changed = {name: [f"{args.folder}/{name}{seed}" for seed in seeds] for name in ABLATION}
     if seeds:
         few = {name: passes([f"{run}/val-{min(steps)}/verified.jsonl" for run in runs]) for name, runs in changed.items()}

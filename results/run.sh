@@ -1,7 +1,7 @@
 #!/bin/bash
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
-#     bash results/run.sh                  # the runs, into runs/results; from them the tables and figures in results/
+#     bash results/run.sh                  # the runs, into runs/results; their tables and figures replace those in results/
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
 #
 # Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
@@ -37,6 +37,10 @@ job() {  # one of the two, with its words in a log
 }
 export -f judged run job
 
+two_at_a_time() {
+    xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
+}
+
 {
     echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # more, since all are compared with it
     echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
@@ -48,6 +52,8 @@ export -f judged run job
         echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done
+} | two_at_a_time
+{
     for seed in $SEEDS; do  # the last with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
         echo "run epochs-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2"  # both are there already, after more steps
         echo "run unlikeliness-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
@@ -57,7 +63,7 @@ export -f judged run job
         echo "run token-mean $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
         echo "run ties-broken $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
     done
-} | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
+} | two_at_a_time
 
 python results/report.py "$OUT" --out "$REPORT"
 python results/mechanism.py --out "$REPORT"
