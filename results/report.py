@@ -175,24 +175,23 @@ def main():
 
     columns = pass_columns({"base": interval(base), **{name: interval(rates[name]) for name in SETTINGS}})
     tables["passes"] = markdown(columns)
-    tables["paper"] = markdown([["%", *columns[0][1:10]], *([f"{name} (paper)", *(f"{value:.1f}" for value in values)] for name, values in PAPER.items())])
+    paper = [[f"{name} (paper)", *(f"{value:.1f}" for value in values)] for name, values in PAPER.items()]
+    tables["paper"] = markdown([["%", *columns[0][1:10]], *paper])
     tables["to-base"] = markdown(pass_columns({name: interval(rates[name] - base) for name in SETTINGS}, "+", "points above base [95 %]"))
     others = {name: interval(rates[name] - rates["default"]) for name in SETTINGS[1:]}
     tables["to-default"] = markdown(pass_columns(others, "+", "points above default [95 %]"))
-    matched = {"high-kl - default": ("high-kl", "default"), "epochs-2 - high-kl": ("epochs-2", "high-kl"), "epochs-3 - epochs-2": ("epochs-3", "epochs-2"),
-               "unlikeliness-1 - high-kl": ("unlikeliness-1", "high-kl"), "unlikeliness-2 - epochs-2": ("unlikeliness-2", "epochs-2")}
-    matched = {label: interval(rates[a] - rates[b]) for label, (a, b) in matched.items()}
+    pairs = [("high-kl", "default"), ("epochs-2", "high-kl"), ("epochs-3", "epochs-2"), ("unlikeliness-1", "high-kl"), ("unlikeliness-2", "epochs-2")]
+    matched = {f"{a} - {b}": interval(rates[a] - rates[b]) for a, b in pairs}
     tables["matched"] = markdown(pass_columns(matched, "+", "difference, points [95 %]"))
     some = [k for k in (0, 4, 6, 8) if k < base.shape[2]]
     tables["by-seed"] = markdown([["points above base, seed by seed", *(f"pass@{NS[k]}" for k in some)]] + [
         [name, *(", ".join(f"{value:+.1f}" for value in 100 * (rates[name] - base).mean(1)[:, k]) for k in some)] for name in SETTINGS])
     front = pass_columns({"base": interval(base)})
     front += pass_columns({name: interval(rates[name] - base) for name in ("default", "high-kl", "unlikeliness-1", "unlikeliness-2")}, "+")[1:]
-    front += [[f"{name}, paper's", *map(str, values)] for name, values in PAPER.items()]
-    tables["front"] = markdown(front)
+    tables["front"] = markdown(front + paper)
 
-    rows = [["", "updates", "problems solved in the pass, % (seeds)", "paper, %", "distinct proofs a step, first 10", "last 10", "unique completions, last 10",
-             "KL, last 10", "tokens clipped, %"]]
+    rows = [["", "optimizer steps", "problems solved in the pass, % (seeds)", "paper, %", "distinct proofs a step, first 10", "last 10",
+             "unique completions, last 10", "KL, last 10", "tokens clipped, %"]]
     last = slice(-10, None)
     for name in SETTINGS:
         runs = seeds_of(args.folder, name)
