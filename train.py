@@ -266,8 +266,8 @@ def whole(path: str, count: int, key: str) -> list[dict] | None:
     return None
 
 
-def sample_and_verify(model: Any, tokenizer: Any, lean: Any, problems: list[dict], num_samples: int, folder: str, seed: int,
-                      args: argparse.Namespace, progress: bool = False, engines: Any = None) -> tuple[list[dict], float, float]:
+def sample_and_verify(model: Any, tokenizer: Any, lean: Any, judge: Callable, problems: list[dict], num_samples: int, folder: str,
+                      seed: int, args: argparse.Namespace, progress: bool = False, engines: Any = None) -> tuple[list[dict], float, float]:
     """folder/samples.jsonl and folder/verified.jsonl, the second in the making while the first still is: Lean judges what is
     sampled already. Returns the verified rows, the seconds of sampling, and those of verifying after it."""
     count, start, sampled = len(problems) * num_samples, time.time(), []
@@ -287,8 +287,7 @@ def sample_and_verify(model: Any, tokenizer: Any, lean: Any, problems: list[dict
     rows = whole(f"{folder}/verified.jsonl", count, "reward")
     if not rows:
         samples = whole(f"{folder}/samples.jsonl", count, "logprobs") or written(f"{folder}/samples.jsonl", sampling())
-        verified = verify_stream(samples, lean, args.workers, args.verify_batch, args.timeout, progress, total=count,
-                                 judge=remembering(args.verdicts) if args.verdicts else judge_batch)
+        verified = verify_stream(samples, lean, args.workers, args.verify_batch, args.timeout, progress, count, judge)
         rows = list(written(f"{folder}/verified.jsonl", verified))
     sampled = sampled[0] if sampled else start
     return rows, sampled - start, time.time() - sampled
@@ -511,8 +510,7 @@ def main():
             lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
         problems = read_problems(args.problems)
         held_out = read_problems(args.eval_problems) if args.eval_samples else []
-        if args.verdicts:
-            remembering(args.verdicts)  # fails where the file is none of its own
+        judge = remembering(args.verdicts) if args.verdicts else judge_batch
         open_run(args)
         log = open_log(args)
         checkpoint = last_checkpoint(args.out)
@@ -564,7 +562,7 @@ def main():
     def evaluate(step):
         if rank == 0 and held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
             print(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
-            sample_and_verify(sampler, tokenizer, lean, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
+            sample_and_verify(sampler, tokenizer, lean, judge, held_out, args.eval_samples, f"{args.out}/eval_{step:05d}",
                               sampler_seed(args, EVALUATION), args, progress=True, engines=engines)
 
     evaluate(first)
@@ -572,7 +570,7 @@ def main():
         if rank == 0:
             folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
             rows, seconds_sample, seconds_verify = sample_and_verify(
-                sampler, tokenizer, lean, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
+                sampler, tokenizer, lean, judge, batch, args.num_samples, folder, sampler_seed(args, step), args, engines=engines)
             rows = list(written(f"{folder}/advantages.jsonl", add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)))
             buffer += [row for row in rows if row["advantage"] is not None]
         start, updated = time.time(), {}

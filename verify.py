@@ -396,16 +396,20 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
     with open(__file__, "rb") as file:
         verifier = hashlib.sha256(file.read()).hexdigest()
 
-    def store():  # one a call: threads and other processes use the file too
-        connection = sqlite3.connect(path, timeout=600, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
-        return connection
+    @contextlib.contextmanager
+    def store():  # a connection for each call: threads and other processes use the file too
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
+                yield connection
+        except sqlite3.Error as error:
+            fail(f"cannot keep verdicts in {path} ({error}); name another file with --verdicts")
 
     def remembered(batch, lean, timeout, stop=None):
         way = [verifier, judge.__module__, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
         name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
-        with contextlib.closing(store()) as known:
+        with store() as known:
             found = {key: known.execute("SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]).fetchone() for key in batch}
             new = judge(unknown, lean, timeout, stop) if (unknown := [key for key in batch if not found[key]]) else {}
             known.execute("BEGIN IMMEDIATE")
@@ -414,11 +418,8 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
             known.execute("COMMIT")
         return {key: verdict for key, verdict in found.items() if verdict} | new
 
-    try:
-        store().close()  # before any work
-    except sqlite3.Error as error:
-        fail(f"cannot keep verdicts in {path} ({error}); name another file with --verdicts")
-    return remembered
+    with store():  # fails before any work
+        return remembered
 
 
 def judge_misplaced(batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float,
@@ -426,7 +427,7 @@ def judge_misplaced(batch: list[Key], first_try: bool, error: str, lean: Lean, t
     """As judge_once, for a batch with an error before its first statement. The header is at fault if a `sorry` behind it has that
     error too; else it is a proof's, which Lean cannot place (`apply Or.inl`, new line, `.2.elim`), and halving finds it."""
     alone = (*batch[0][:2], GAP)
-    if batch == [alone] or judge_once([alone], first_try, lean, timeout, stop)[0].get(alone, " ")[1].startswith("bad header"):
+    if batch == [alone] or judge_once([alone], first_try, lean, timeout, stop)[0].get(alone, ("", ""))[1].startswith("bad header"):
         return {key: ("error", f"bad header: {error}", 0.0) for key in batch}, []
     if len(batch) == 1:
         return {batch[0]: ("rejected", error, 0.0)}, []

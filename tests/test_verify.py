@@ -65,6 +65,13 @@ def test_an_error_without_a_place_is_its_own_proofs(batch):
     assert "unsolved goals" in found[7]["message"]
 
 
+def test_an_error_without_a_place_is_looked_for_where_the_header_has_no_verdict_yet(monkeypatch):
+    monkeypatch.setattr(verify, "judge_once", lambda batch, *rest: ({}, [(batch, False)]))  # it died: to be judged again
+    keys = [("", "theorem t : True := by", f" trivial -- {k}") for k in range(5)]
+    assert verify.judge_misplaced(keys, True, "error", None, 1, None) == ({}, [(keys[:2], True), (keys[2:], True)])
+    assert verify.judge_misplaced(keys[:1], True, "error", None, 1, None) == ({keys[0]: ("rejected", "error", 0.0)}, [])
+
+
 @needs_lean
 def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge(tmp_path, monkeypatch):
     rows, asked = [row(*one) for one in PROOFS[:9] + WRONG[:9] + PROOFS[-3:]], []
