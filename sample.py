@@ -112,10 +112,10 @@ class RoomyLayer(DynamicLayer):
     """A cache layer with room [B, heads, L + T, head size] for all T tokens to come: DynamicLayer copies the past for each."""
     room = None
 
-    def make_room(self, copies, length):
-        """Each prefilled row becomes `copies` rows, with room for `length` tokens."""
-        prefilled = [past.repeat_interleave(copies, dim=0) for past in (self.keys, self.values)]
-        self.room = [past.new_empty(*past.shape[:2], length, past.shape[3]) for past in prefilled]
+    def make_room(self, rows, length):
+        """Room for `length` tokens of that many rows, of which the prefilled ones are the first."""
+        prefilled = self.keys, self.values
+        self.room = [past.new_empty(rows, past.shape[1], length, past.shape[3]) for past in prefilled]
         self.keys = self.keys[:, :, :0]
         self.update(*prefilled)
 
@@ -124,18 +124,17 @@ class RoomyLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         past, length = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         for room, new in zip(self.room, (key_states, value_states)):
-            room[:, :, past:length] = new
-        self.keys, self.values = (room[:, :, :length] for room in self.room)
+            room[:len(new), :, past:length] = new
+        self.keys, self.values = (room[:len(key_states), :, :length] for room in self.room)
         return self.keys, self.values
 
     def batch_select_indices(self, indices):
-        """Row k becomes what row indices[k] was; only rows that change place are copied."""
-        B, length = len(indices), self.keys.shape[2]
-        moved = (indices != torch.arange(B, device=indices.device)).nonzero()[:, 0]
-        for room in self.room:
+        """Row k becomes what row indices[k] was; only rows that change are copied."""
+        rows, length = len(indices), self.keys.shape[2]
+        moved = (indices != torch.arange(rows, device=indices.device)).nonzero()[:, 0]
+        for room in self.room if len(moved) else []:
             room[moved, :, :length] = room[indices[moved], :, :length]
-        self.room = [room[:B] for room in self.room]
-        self.keys, self.values = self.keys[:B], self.values[:B]
+        self.keys, self.values = (room[:rows, :, :length] for room in self.room)
 
 
 def uniforms(seed: int, problem_id: str, sample: int, count: int) -> np.ndarray:
@@ -156,43 +155,56 @@ def prefill(model: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, Any, to
     return logits, cache, mask
 
 
+def distinct(row: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Samples that stood at `row` [S] of the batch drew `token` [S]. Returns, of the R rows that they make, (the former row [R],
+    the token [R]), and each sample's row [S]. A row's first continuation stays at its place if it can, so that little is copied."""
+    vocabulary = token.max() + 1
+    pairs, row = torch.unique(row * vocabulary + token, return_inverse=True)  # sorted
+    former, token, place = pairs // vocabulary, pairs % vocabulary, torch.arange(len(pairs), device=row.device)
+    stays = former < len(pairs)
+    stays[1:] &= former[1:] != former[:-1]
+    free = torch.ones_like(stays)
+    free[former[stays]] = False
+    order = torch.empty_like(place)  # the pair of each row
+    order[former[stays]], order[free] = place[stays], place[~stays]
+    return former[order], token[order], order.argsort()[row]
+
+
 def decode(model: Any, tokenizer: Any, prefilled: tuple, copies: int, draws: torch.Tensor, temperature: float, eos_ids: torch.Tensor,
            backtick_ids: torch.Tensor, bar: tqdm) -> list[tuple[list[int], list[float], str]]:
     """`copies` completions of each prompt, each until a token of eos_ids, a closing fence or its last draw (draws [B, T]).
-    A finished one leaves the batch. Returns (ids, logprobs, finish_reason) for each of the B."""
-    logits, mask = (tensor.repeat_interleave(copies, dim=0) for tensor in (prefilled[0], prefilled[2]))  # [B, V], [B, L]
-    (B, T), L, cache = draws.shape, mask.shape[1], copy.deepcopy(prefilled[1])
+    Samples of a prompt are one row of the model's batch until they part. Returns (ids, logprobs, finish_reason) for each of the B."""
+    (logits, _, mask), cache = prefilled, copy.deepcopy(prefilled[1])  # [R, V], [R, L]
+    (B, T), (R, L) = draws.shape, mask.shape
     for layer in cache.layers:
-        layer.make_room(copies, L + T) if isinstance(layer, RoomyLayer) else layer.batch_repeat_interleave(copies)
-    position = mask.sum(1)  # [B] of the next token, padding not counted
-    mask = torch.cat([mask, mask.new_ones(B, T)], dim=1)
+        if isinstance(layer, RoomyLayer):
+            layer.make_room(B, L + T)
+    position = mask.sum(1)  # [R] of the next token, padding not counted
+    mask = torch.cat([mask, mask.new_ones(R, T)], dim=1)
     tokens, chosen = torch.zeros_like(draws, dtype=torch.long), torch.zeros_like(draws, dtype=torch.float)
-    lengths = torch.zeros_like(position)  # stays 0 where nothing stops a completion
-    row = torch.arange(B, device=mask.device)  # which completion each row of the shrinking batch is
+    live = torch.arange(B, device=mask.device)  # [S] samples that go on
+    row, lengths = live // copies, torch.zeros_like(live)  # [S] where each stands in the batch; [B], 0 where nothing stops it
     for t in range(T):
-        logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [B, V]
-        cdf = logprobs.double().exp().cumsum(dim=-1)
-        draw = draws[row, t, None] * cdf[:, -1:]  # [B, 1], below the last entry, so that an entry above it exists
-        token = torch.searchsorted(cdf, draw, right=True).clamp(max=cdf.shape[1] - 1)  # [B, 1]; the clamp is for NaN
-        tokens[row, t], chosen[row, t] = token[:, 0], logprobs.gather(1, token)[:, 0]
-        done = torch.isin(token[:, 0], eos_ids)
+        logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [R, V]
+        cdf = logprobs.double().exp().cumsum(dim=-1)[row]  # [S, V]
+        draw = draws[live, t, None] * cdf[:, -1:]  # [S, 1], below the last entry, so that an entry above it exists
+        token = torch.searchsorted(cdf, draw, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)  # [S]; the clamp is for NaN
+        tokens[live, t], chosen[live, t] = token, logprobs[row, token]
+        done = torch.isin(token, eos_ids)
         if len(backtick_ids):
-            for k in torch.isin(token[:, 0], backtick_ids).nonzero()[:, 0].tolist():  # few: text is read only for these
-                done[k] |= "```" in tokenizer.decode(tokens[row[k], :t + 1].tolist())
-        if done.any():
-            lengths[row[done]] = t + 1
-            live = (~done).nonzero()[:, 0]
-            bar.update(len(row) - len(live))
-            keep = torch.arange(len(live), device=live.device)  # the last live rows move to where finished ones were
-            keep[done[:len(live)]] = live[live >= len(live)]
-            row, token, mask, position = row[keep], token[keep], mask[keep], position[keep]
-            cache.batch_select_indices(keep)
-        if not len(row) or t == T - 1:
+            for k in torch.isin(token, backtick_ids).nonzero()[:, 0].tolist():  # few: text is read only for these
+                done[k] |= "```" in tokenizer.decode(tokens[live[k], :t + 1].tolist())
+        lengths[live[done]] = t + 1
+        bar.update(done.sum().item())
+        live, row, token = live[~done], row[~done], token[~done]
+        if not len(live) or t == T - 1:
             break
-        logits = model(input_ids=token, attention_mask=mask[:, :L + t + 1], position_ids=position[:, None],
+        former, token, row = distinct(row, token)
+        cache.batch_select_indices(former)
+        mask, position = mask[former], position[former] + (t > 0)
+        logits = model(input_ids=token[:, None], attention_mask=mask[:, :L + t + 1], position_ids=position[:, None],
                        past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        position = position + 1
-    bar.update(len(row))
+    bar.update(len(live))
     return [(ids[:n or T], logprobs[:n or T], "stop" if n else "length")
             for ids, logprobs, n in zip(tokens.tolist(), chosen.tolist(), lengths.tolist())]
 

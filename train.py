@@ -45,30 +45,31 @@ from verify import find_lean, judge_batch, remembering, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
 LOGITS = 2**26  # float32 logits held at a time: 0.27 GB, several times that in backward
-EMPTY = {"prompt_ids": [0], "completion_ids": [0], "copies": 0, "advantage": 0.0}  # what a rank computes that has nothing left
+EMPTY = {"prompt_ids": [0], "completion_ids": [0], "advantage": 0.0}  # what a rank computes, and does not count, that has nothing left
 
 
-def pack(rows: list[dict], token_budget: int) -> list[list[int]]:
-    """Lists of row indices, each a sequence: a prompt, computed once, and then of its completions as many as twice the longest row holds."""
-    completion, longest = [len(row["completion_ids"]) for row in rows], max(len(row["prompt_ids"] + row["completion_ids"]) for row in rows)
-    width, sequences, filled = max(longest, min(2 * longest, token_budget)), {}, {}
-    for i in sorted(range(len(rows)), key=lambda i: -completion[i]):
-        prompt = tuple(rows[i]["prompt_ids"])
-        if prompt not in sequences or filled[prompt] + completion[i] > width:
-            sequences.setdefault(prompt, []).append([])
-            filled[prompt] = len(prompt)
-        sequences[prompt][-1].append(i)
-        filled[prompt] += completion[i]
-    return sum(sequences.values(), [])
+def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
+    """Sequences, each a prompt and as many of its completions as twice the longest row's length holds, with their lengths. A row
+    is its index in rows; what rows begin with in common, and neighbours have most of it, is there once (see tree)."""
+    texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
+    width, sequences = max(map(len, texts)), []
+    width = max(width, min(2 * width, token_budget))
+    for i in sorted(range(len(rows)), key=texts.__getitem__):
+        if sequences and rows[i]["prompt_ids"] == rows[sequences[-1][0][-1]]["prompt_ids"]:
+            sequence, length = sequences[-1]
+            length += len(texts[i]) - len(os.path.commonprefix([texts[sequence[-1]], texts[i]]))
+            if length <= width:
+                sequences[-1] = sequence + (i,), length
+                continue
+        sequences.append(((i,), len(texts[i])))
+    return dict(sequences)
 
 
 def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tuple[int, ...]]]]:
     """The micro-batches of each of `count` ranks: lists of sequences (see pack) of similar length, whose padded size stays within
     the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
     they go through them in step."""
-    length = {tuple(sequence): len(rows[sequence[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in sequence)
-              for sequence in pack(rows, token_budget)}
-    hands, tokens = [[] for _ in range(count)], [0] * count
+    length, hands, tokens = pack(rows, token_budget), [[] for _ in range(count)], [0] * count
     for sequence in sorted(length, key=lambda sequence: -length[sequence]):
         least = tokens.index(min(tokens))
         if not hands[least] or (len(hands[least][-1]) + 1) * length[hands[least][-1][0]] > token_budget:
@@ -76,6 +77,22 @@ def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tupl
         hands[least][-1].append(sequence)
         tokens[least] += length[sequence]
     return [hand + [[]] * (max(map(len, hands)) - len(hand)) for hand in hands]
+
+
+def tree(prompt: list[int], completions: list[list[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Completions of a prompt as a tree, in which those that begin alike are one branch until they part: the token of each node,
+    its parent, and of each completion the nodes whose next token is one of its own, from the prompt's last to its last but one."""
+    tokens, parents, child, paths = list(prompt), list(range(-1, len(prompt) - 1)), {}, []
+    for completion in completions:
+        path = [len(prompt) - 1]
+        for token in completion[:-1]:
+            node = child.setdefault((path[-1], token), len(tokens))
+            if node == len(tokens):
+                tokens.append(token)
+                parents.append(path[-1])
+            path.append(node)
+        paths.append(path)
+    return tokens, parents, paths
 
 
 class Head(torch.autograd.Function):
@@ -124,34 +141,30 @@ def token_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, dtype
                    sequences: Sequence[Sequence[int]] | None = None) -> torch.Tensor:
     """Log-probabilities [N] of the rows' completion tokens, row after row (of all sequences, if given), with gradient where it is enabled.
 
-    Completions of one prompt stand side by side behind it in a sequence: a token sees the prompt and its own completion, and
-    its position is that in its own text. The first token of a completion is predicted by the prompt's last, the others by the
-    one before; only there are logits made, never [B, L, V]. They go to float32 and are divided by the sampling temperature, as
-    in the sampler, so that the policy that is trained is the policy that sampled. Lengths alone say what is a completion, its
-    EOS included; padding on the right is a part of its own, which none of the others sees.
+    A sequence holds completions of one prompt as a tree: a token sees those on its way from the root, itself included, and its
+    position is their number, as in a text of its own. Only where a completion's token is next are logits made, once for equal
+    ones, never [B, L, V]. They go to float32 and are divided by the sampling temperature, as in the sampler, so that the policy
+    that is trained is the policy that sampled. Lengths alone say what is a completion, its EOS included; padding sees itself.
     """
     device, sequences = model.get_output_embeddings().weight.device, sequences or [[i] for i in range(len(rows))]
-    longest = max(len(rows[s[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in s) for s in sequences)
-    ids, positions, part = (np.zeros((len(sequences), longest), dtype=np.int64) for _ in range(3))  # [B, L]; part 0 is the prompt
-    part[:] = -1
-    at, targets = ([], []), []
-    for b, sequence in enumerate(sequences):
-        prompt = rows[sequence[0]]["prompt_ids"]
-        P = end = len(prompt)
-        ids[b, :P], positions[b, :P], part[b, :P] = prompt, np.arange(P), 0
-        for number, i in enumerate(sequence, 1):
-            completion = rows[i]["completion_ids"]
-            start, end = end, end + len(completion)
-            ids[b, start:end], positions[b, start:end], part[b, start:end] = completion, np.arange(P, P + end - start), number
-            at[0].extend([b] * len(completion))
-            at[1].extend([P - 1, *range(start, end - 1)])
-            targets += completion
-    ids, positions, part = (torch.from_numpy(array).to(device) for array in (ids, positions, part))
-    mask = ((part[:, :, None] == part[:, None]) | (part[:, None] == 0)).tril()[:, None]  # [B, 1, L, L]
+    trees = [tree(rows[s[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in s]) for s in sequences]
+    shape = len(trees), max(len(tokens) for tokens, _, _ in trees)
+    ids, positions, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros((*shape, shape[1]), dtype=bool)
+    mask[:] = np.eye(shape[1], dtype=bool)
+    asked, places = {}, []  # (sequence, node, next token) and its number; the number for each token of the rows
+    for b, (sequence, (tokens, parents, paths)) in enumerate(zip(sequences, trees)):
+        ids[b, :len(tokens)] = tokens
+        for node, parent in enumerate(parents[1:], 1):
+            positions[b, node] = positions[b, parent] + 1
+            mask[b, node] |= mask[b, parent]
+        for i, path in zip(sequence, paths):
+            places += [asked.setdefault((b, node, token), len(asked)) for node, token in zip(path, rows[i]["completion_ids"])]
+    at_sequence, at_node, targets = (torch.tensor(numbers, device=device) for numbers in zip(*asked))  # [distinct tokens] each
+    ids, positions, mask = (torch.from_numpy(array).to(device) for array in (ids, positions, mask[:, None]))  # [B, L], [B, 1, L, L]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
         logprobs = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))  # its own where FSDP has to know
-        return logprobs(ids, positions, mask, at, torch.tensor(targets, device=device), temperature,
-                        chunk or max(1, LOGITS // model.config.vocab_size))
+        return logprobs(ids, positions, mask, (at_sequence, at_node), targets, temperature,
+                        chunk or max(1, LOGITS // model.config.vocab_size))[torch.tensor(places, device=device)]
 
 
 @torch.no_grad()
@@ -189,15 +202,6 @@ def token_losses(logprobs: torch.Tensor, old_logprobs: Any, ref_logprobs: torch.
     return loss + kl * k3, k3, held > plain
 
 
-def merge_copies(rows: list[dict]) -> list[dict]:
-    """Equal completions, which have equal advantages, as one row with the key copies: nothing is computed twice."""
-    merged = {}
-    for row in rows:
-        key = row["id"], row["advantage"], tuple(row["completion_ids"])
-        merged.setdefault(key, dict(row, copies=0))["copies"] += 1
-    return list(merged.values())
-
-
 def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: list[dict], args: argparse.Namespace, step: int) -> dict:
     """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
 
@@ -205,8 +209,6 @@ def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: l
     """
     (rank, count), device = ranks(), model.get_output_embeddings().weight.device
     minibatches = max(1, round(len(rows) / args.minibatch))
-    rows = merge_copies(rows)
-    minibatches = min(minibatches, len(rows))
     old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
     ref = None
     if args.kl:
@@ -219,22 +221,21 @@ def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: l
     for epoch in range(args.ppo_epochs):
         order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
         for part in np.array_split(order, minibatches):
-            tokens = sum(rows[i]["copies"] * len(rows[i]["completion_ids"]) for i in part)
+            tokens = sum(len(rows[i]["completion_ids"]) for i in part)
             for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
                 sequences = [[part[i] for i in sequence] for sequence in batch]
                 places = [i for sequence in sequences for i in sequence]
                 own = [rows[i] for i in places] or [EMPTY]
                 lengths = torch.tensor([len(row["completion_ids"]) for row in own])
-                advantages, copies = (torch.tensor([row[key] for row in own]).repeat_interleave(lengths).to(device)
-                                      for key in ("advantage", "copies"))  # [N] each
+                advantages = torch.tensor([row["advantage"] for row in own]).repeat_interleave(lengths).to(device)  # [N]
                 old_own, ref_own = (torch.cat([values[i] for i in places] or [torch.zeros(1, device=device)]) if values else None
                                     for values in (old, ref))
                 losses, kl, clipped = token_losses(
                     token_logprobs(model, rows if batch else own, args.temperature, args.dtype, sequences=sequences),
                     old_own, ref_own, advantages, args.clip, args.kl)
-                ((copies * losses).sum() * count / tokens).backward()  # times count, since gradients are averaged over the ranks
+                (losses.sum() * bool(batch) * count / tokens).backward()  # times count, since gradients are averaged over the ranks
                 for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
-                    total[name] += (copies * value.detach()).sum().item()
+                    total[name] += value.detach().sum().item() * bool(batch)
             if count > 1:
                 for weight in model.parameters():
                     if not isinstance(weight, DTensor):  # else FSDP has done this

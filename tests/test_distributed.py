@@ -161,15 +161,14 @@ def test_moments_before_any_step_are_what_adamw_makes():
 
 def test_rows_are_dealt_once_in_step_and_by_tokens():
     rows = make_rows(tiny(), 40)
-    size = lambda s: len(rows[s[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in s)  # noqa: E731
     for count in (1, 2, 3, 7):
         for budget in (1, 60, 10**6):
-            hands = train.deal(rows, budget, count)
+            hands, lengths = train.deal(rows, budget, count), train.pack(rows, budget)
             assert sorted(i for hand in hands for batch in hand for sequence in batch for i in sequence) == list(range(40))
             assert len({len(hand) for hand in hands}) == 1 and len(hands) == count
-            tokens = [sum(map(size, sum(hand, []))) for hand in hands]
-            assert max(tokens) - min(tokens) <= max(map(size, train.pack(rows, budget)))
-            assert all(len(batch) <= 1 or len(batch) * max(map(size, batch)) <= budget for hand in hands for batch in hand)
+            tokens = [sum(lengths[sequence] for sequence in sum(hand, [])) for hand in hands]
+            assert max(tokens) - min(tokens) <= max(lengths.values())
+            assert all(len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget for hand in hands for batch in hand)
     assert train.deal(rows[:2], 1, 3)[2] == [[]]
 
 

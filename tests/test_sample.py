@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sample
-from sample import build_prompt, load_model, plan_batches, read_problems, sample_rows
+from sample import build_prompt, distinct, load_model, plan_batches, read_problems, sample_rows
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sample.py")
 PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
@@ -115,11 +115,31 @@ def test_prompts_are_prefilled_once_and_finished_rows_leave(model_and_tokenizer,
     rows = rows_of(model_and_tokenizer)
     longest = max(len(row["prompt_ids"]) for row in rows)
     assert shapes[0] == (5, longest) and all(length == 1 for _, length in shapes[1:])
-    # Every row that is fed has a next token to sample: the first one of each completion comes from the prefill.
-    assert sum(batch for batch, _ in shapes[1:]) == sum(len(row["completion_ids"]) - 1 for row in rows)
+    # Samples of a group are one row until they part, and every row has a next token to sample: the first comes from the prefill.
+    texts = {(row["id"], *row["completion_ids"][:k]) for row in rows for k in range(1, len(row["completion_ids"]))}
+    assert sum(batch for batch, _ in shapes[1:]) == len(texts) < sum(len(row["completion_ids"]) - 1 for row in rows)
     shapes.clear()
     rows_of(model_and_tokenizer, batch_tokens=150)  # two or three samples at a time, and still one prefill a prompt
     assert [batch for batch, length in shapes if length > 1] == [1] * 5
+
+
+def test_distinct_by_hand():
+    # rows 0, 1, 2 of samples: 0 goes on with 7 and 4, 1 with 7 alone, 2 with 5, 7 and 6: six rows, the first of each stays
+    former, token, row = distinct(torch.tensor([0, 2, 0, 2, 1, 0, 2, 2]), torch.tensor([7, 6, 4, 5, 7, 7, 7, 5]))
+    assert former.tolist() == [0, 1, 2, 0, 2, 2] and token.tolist() == [4, 7, 5, 7, 6, 7]
+    assert row.tolist() == [3, 4, 0, 2, 1, 3, 5, 2]
+    # rows 0 and 2 have ended: what was at 3 and 1 fills the two places
+    former, token, row = distinct(torch.tensor([3, 1, 3]), torch.tensor([9, 8, 9]))
+    assert sorted(zip(former.tolist(), token.tolist())) == [(1, 8), (3, 9)] and former[1] == 1 and row.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distinct_gives_each_sample_its_own_text(seed):
+    rng = torch.Generator().manual_seed(seed)
+    old, drawn = torch.randint(6, (40,), generator=rng), torch.randint(4, (40,), generator=rng)
+    former, token, row = distinct(old, drawn)
+    assert torch.equal(former[row], old) and torch.equal(token[row], drawn)
+    assert len(former) == len(set(zip(old.tolist(), drawn.tolist()))) and set(row.tolist()) == set(range(len(former)))
 
 
 def test_plan_batches():

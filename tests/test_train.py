@@ -88,14 +88,40 @@ def test_a_completion_sees_nothing_of_its_neighbours(model):
     assert model.model.embed_tokens.weight.grad[[5, 9]].abs().sum(1).min() > 0 and not model.model.embed_tokens.weight.grad[7:9].any()
 
 
+def test_a_tree_by_hand():
+    #  prompt 1 5, then 7 - 8 - 9   of [7, 8, 9, 2]; [7, 8, 2], [7, 8] and the second [7, 8, 2] part from it behind 8 or have ended;
+    #                     4         of [4, 2]; of [2] no node, since nothing is asked behind its only token
+    tokens, parents, paths = train.tree([1, 5], [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])
+    assert tokens == [1, 5, 7, 8, 9, 4] and parents == [-1, 0, 1, 2, 3, 1]
+    assert [path[:len(ids)] for path, ids in zip(paths, [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])] == [
+        [1, 2, 3, 4], [1, 5], [1, 2, 3], [1], [1, 2], [1, 2, 3], []]
+
+
+def test_completions_that_begin_alike_have_the_values_and_gradients_of_each_alone(model):
+    completions = [[7, 8, 9, 2], [7, 8, 2], [7, 2], [7, 8, 9, 10, 11, 2], [7, 8, 2], [9, 8, 2], [7, 8], [2], [7, 12, 9, 2]]
+    rows = [{"prompt_ids": [1, 5, 6], "completion_ids": completion} for completion in completions]
+    weights = torch.linspace(-1, 1, sum(map(len, completions)))
+    results = []
+    for sequences in ([[i] for i in range(9)], [list(range(9))], [[0, 1, 2, 3], [4, 5, 6, 7, 8]]):
+        model.zero_grad()
+        logprobs = train.token_logprobs(model, rows, sequences=sequences)
+        (logprobs * weights).sum().backward()
+        results.append((logprobs.detach(), *(weight.grad.clone() for weight in model.parameters())))
+    for alone, together, two in zip(*results):
+        assert torch.allclose(alone, together, atol=2e-6) and torch.allclose(alone, two, atol=2e-6)
+    assert sum(train.pack(rows, 10**6).values()) == 3 + len({tuple(c[:k]) for c in completions for k in range(1, len(c))})
+
+
 def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model):
     rows = make_rows(model, 40)
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
+    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) - 1 for row in rows)
     for budget in (1, 30, 10**6):
         sequences = train.pack(rows, budget)
-        assert sorted(sum(sequences, [])) == list(range(40)) and all(len({i % 3 for i in sequence}) == 1 for sequence in sequences)
-        lengths = [len(rows[s[0]]["prompt_ids"]) + sum(len(rows[i]["completion_ids"]) for i in s) for s in sequences]
-        assert max(lengths) <= max(longest, min(2 * longest, budget)) and len(sequences) < 40
+        assert sorted(sum(sequences, ())) == list(range(40)) and all(len({i % 3 for i in sequence}) == 1 for sequence in sequences)
+        for sequence, length in sequences.items():
+            tokens, _, _ = train.tree(rows[sequence[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in sequence])
+            assert length == len(tokens) <= max(longest, min(2 * longest, budget))
+        assert len(sequences) < 40
     assert len(train.pack(rows, 10**6)) < len(train.pack(rows, 1))
 
 
@@ -193,7 +219,7 @@ def test_copies_of_a_completion_count_each(model):
     """Three copies of a row are one row with three times the weight: the gradient of the plain token mean."""
     rows = make_rows(model, 6)
     rows += [dict(rows[2]), dict(rows[2]), dict(rows[4])]
-    assert sorted(row["copies"] for row in train.merge_copies(rows)) == [1, 1, 1, 1, 2, 3]
+    assert sum(train.pack(rows, 64).values()) == sum(train.pack(rows[:6], 64).values())  # and cost nothing
     metrics, weights = updated(model, rows, kl=0.0)
     trained = copy.deepcopy(model)
     logprobs = torch.cat([train.token_logprobs(trained, [row]) for row in rows])
