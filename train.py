@@ -52,8 +52,8 @@ def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
     """Sequences, each a prompt and as many of its completions as twice the longest row's length holds, with their lengths. A row
     is its index in rows; what rows begin with in common, and neighbours have most of it, is there once (see tree)."""
     texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
-    width, sequences = max(map(len, texts)), []
-    width = max(width, min(2 * width, token_budget))
+    longest, sequences = max(map(len, texts)), []  # type: int, list[tuple[tuple[int, ...], int]]
+    width = max(longest, min(2 * longest, token_budget))
     for i in sorted(range(len(rows)), key=texts.__getitem__):
         if sequences and rows[i]["prompt_ids"] == rows[sequences[-1][0][-1]]["prompt_ids"]:
             sequence, length = sequences[-1]

@@ -7,7 +7,7 @@
 # Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
 # a completion (--verdicts): many are sampled by several of them. A run goes once through its problems, the first of toy/train.jsonl.
 set -euo pipefail
-export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
+export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-75} LR=${LR:-5e-5} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
@@ -25,7 +25,7 @@ judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
 run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
-        --steps "$3" --eval-samples 0 --save-every "$SHORT" --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
+        --lr "$LR" --steps "$3" --eval-samples 0 --save-every "$SHORT" --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
     judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4"
 }
 
