@@ -497,7 +497,7 @@ def judge_once(batch: list[Key], first_try: bool, lean: Lean, timeout: float,
             after.append(key)
         elif not errors[number] and (named := axioms[number]) is not None and named <= AXIOMS:
             verdicts[key] = "proved", "", seconds
-        elif len(batch) > 1 and (not errors[number] or number in spilled):
+        elif len(batch) > 1 and key[2] != GAP and (not errors[number] or number in spilled):
             again.append(([key], first_try))
         else:
             extra = ", ".join(sorted((axioms[number] or set()) - AXIOMS)) or "none: no theorem was added"

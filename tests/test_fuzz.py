@@ -1,22 +1,32 @@
-"""Attacks on the verifier: mutated proofs and random text between honest neighbours, judged by what cannot be fooled.
+"""Attacks on the verifier: mutated proofs, and proofs from a grammar, between honest neighbours, judged by what cannot be fooled.
 
-    python -m pytest tests/test_fuzz.py                  # 4,000 rows
-    python tests/test_fuzz.py --rows 1000000 --seed 1     # as many as you like, with a count of what was seen
+    python -m pytest tests/test_fuzz.py                                # 20,000 rows
+    python tests/test_fuzz.py --rows 1000000 --seed 1                   # as many as you like, with a count of what was seen
+    python tests/test_fuzz.py --rows 400000 --seed 31                   # the rest of that run, stopped after "seed 30"
 
-The judges: a prover for intuitionistic propositional logic of its own (no statement it refutes may have a proof), the truth
-tables behind it, the same row alone in a Lean of its own (the batch must not matter), and the neighbours, which are right.
+The judges: a prover for intuitionistic propositional logic of its own (no statement it refutes may have a proof), truth
+tables, the same row alone in a Lean of its own (the batch must not matter), and the neighbours, which are right.
 """
 import argparse
+import collections
+import contextlib
 import functools
-import itertools
+import json
 import os
 import random
+import re
 import sys
+import traceback
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis", reason="the grammar is drawn by hypothesis: pip install hypothesis")
+from hypothesis import strategies as st  # noqa: E402
 
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
 import verify  # noqa: E402
 from test_verify import STEPS, needs_lean  # noqa: E402
-from toy.make_problems import ATOMS, random_formula, search, statement, tactics, truth  # noqa: E402
+from toy.make_problems import ATOMS, random_formula, search, statement, tactics, text, truth  # noqa: E402
 
 # ---- an independent prover: Dyckhoff's contraction-free sequent calculus G4ip (J. Symb. Logic 57, 1992) ----
 
@@ -90,7 +100,7 @@ def test_the_prover_itself():
     assert classical > 10  # true classically, not provable: those that a careless verifier would let pass
 
 
-# ---- texts ----
+# ---- mutations of honest proofs ----
 
 def some_formula(rng, smallest, largest):
     """A random formula with at least one atom."""
@@ -156,70 +166,399 @@ def monster(rng):
         "\n  intro" + " h" * n, "\n  " + "(" * (n // 10) + "trivial" + ")" * (n // 10), "\n  exact \"" + "x" * n + "\""])
 
 
-def make_rows(count, seed):
-    """(rows, formulas; None for an honest neighbour), from proofs that `toy/make_problems.py` would keep."""
-    rng, pool = random.Random(seed), []
-    while len(pool) < min(600, count // 20 + 20):
+def mutated_groups(rng):
+    """Groups of rows, a statement each, from proofs that `toy/make_problems.py` would keep."""
+    pool = []
+    while len(pool) < 600:
         f = some_formula(rng, 2, 8)
         if truth(f) == 0xFFFF and (proof := search(rng, {}, f, 0, frozenset(), [200])):
             pool.append((f, "".join("\n  " + line for line in tactics(rng, proof, {}, 0, rng.choice([0.0, 0.3, 1.0])))))
-    rows, formulas = [], []
-    while len(rows) < count:
-        f, proof = rng.choice(pool)
-        for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5])):
-            proof = mutate(rng, proof, [other for _, other in pool])
-        dice = rng.random()
-        if dice < 0.35:
+    proofs = [proof for _, proof in pool]
+    while True:
+        (f, proof), dice = rng.choice(pool), rng.random()
+        if dice < 0.3:  # a proof of something else
             f = some_formula(rng, 1, 6)
-        elif dice < 0.45:
-            f, _ = rng.choice(pool)
-        elif dice < 0.65:
-            proof = rng.choice(["\n  ", " "]) + " ".join(rng.choice(WORDS + ["\n ", "\n  "]) for _ in range(rng.randint(1, 12)))
-        elif dice < 0.652:
-            proof = monster(rng)
-        if rng.random() < 0.1:
-            n = len(rows)
-            rows.append({"statement": "theorem t (p : Prop) : p → p := by", "completion": f"\n  intro h{n}\n  exact h{n}"})
-            formulas.append(None)
-        rows.append({"statement": statement(f, "t"), "completion": proof})
-        formulas.append(f)
-    return rows, formulas
+        group = []
+        for _ in range(rng.randint(1, 20)):
+            dice = rng.random()
+            completion = rng.choice(proofs) if dice < 0.1 else proof
+            for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5])):
+                completion = mutate(rng, completion, proofs)
+            if dice > 0.8:
+                completion = rng.choice(["\n  ", " "]) + " ".join(rng.choice([*WORDS, "\n ", "\n  "]) for _ in range(rng.randint(1, 12)))
+            elif dice > 0.798:
+                completion = monster(rng)
+            group.append({"statement": statement(f, "t"), "completion": completion, "formula": f, "from": "mutation"})
+        yield group
 
 
-def fuzz(count, seed, alone, batch=200, progress=False):
-    """Verifies `count` rows and returns what was seen; AssertionError names the row where a judge disagrees."""
-    rows, formulas = make_rows(count, seed)
-    lean = verify.find_lean()
-    out = verify.verify_rows(rows, lean, batch=batch, progress=progress)
-    for row, f in zip(out, formulas):
-        assert row["verdict"] in ("proved", "rejected"), row
-        assert row["verdict"] == "proved" or f, row  # an honest neighbour
-        assert row["verdict"] == "rejected" or not f or theorem_holds(f), row
-    rng = random.Random(seed)
-    asked = [row for row in out if verify.proof_or_verdict(row)[1] is None]
-    for row in rng.sample(asked, min(alone, len(asked))):
-        again, = verify.verify_rows([row], lean, progress=False)
-        assert again["verdict"] == row["verdict"], (row, again)
-    return {"rows": len(out), "stopped by the filter": len(out) - len(asked), "proved": sum(row["verdict"] == "proved" for row in out),
-            "of statements without a proof": sum(bool(f) and not theorem_holds(f) for f in formulas)}
+# ---- the grammar: proofs that hypothesis draws, most of them nearly right, with whatever Lean's syntax has in odd places ----
+
+INDEX = [None, *(st.integers(0, n) for n in range(200))]  # INDEX[n] draws one of n
+
+
+def one_of(draw, options):
+    """One of them; a failure shrinks towards the first, the simplest."""
+    return options[draw(INDEX[len(options)])]
+
+
+def drawn_formula(draw, size):
+    op = one_of(draw, "pqr" if size < 1 else "p→∨∧¬q↔→∨rTF")
+    if op in "pqrTF":
+        return {"T": "True", "F": "False"}.get(op, op)
+    return (op, *(drawn_formula(draw, size - 2) for _ in range(1 if op == "¬" else 2)))
+
+
+A, B, C = "ABC"
+NOT_A, NOT_B = ("¬", A), ("¬", B)
+CLASSICAL = [  # true in every row of the truth table, without a proof
+    ("∨", A, NOT_A), ("→", ("¬", NOT_A), A), ("→", ("→", ("→", A, B), A), A), ("∨", ("→", A, B), ("→", B, A)), ("∨", NOT_A, ("¬", NOT_A)),
+    ("→", ("¬", ("∧", A, B)), ("∨", NOT_A, NOT_B)), ("→", ("→", A, B), ("∨", NOT_A, B)), ("→", ("→", NOT_B, NOT_A), ("→", A, B)),
+    ("→", ("→", NOT_A, A), A), ("→", ("→", A, ("∨", B, C)), ("∨", ("→", A, B), ("→", A, C))), ("↔", A, ("¬", NOT_A))]
+PROVABLE = [
+    ("→", A, A), ("→", ("∧", A, B), ("∧", B, A)), ("→", ("∨", A, B), ("∨", B, A)), ("→", A, ("¬", NOT_A)), ("→", A, ("→", NOT_A, B)),
+    ("→", ("→", A, B), ("→", ("→", B, C), ("→", A, C))), ("¬", ("¬", ("∨", A, NOT_A))), ("→", ("¬", ("¬", NOT_A)), NOT_A), ("∧", "True", ("→", "False", A)),
+    ("→", ("→", ("∨", A, B), C), ("∧", ("→", A, C), ("→", B, C))), ("↔", ("∧", A, B), ("∧", B, A)), ("→", ("∧", A, ("∨", B, C)), ("∨", ("∧", A, B), ("∧", A, C)))]
+
+
+def put(f, formulas):
+    return formulas.get(f, f) if isinstance(f, str) else (f[0], *(put(part, formulas) for part in f[1:]))
+
+
+def drawn_statement(draw):
+    kind = draw(INDEX[8])
+    if kind < 2:
+        f = drawn_formula(draw, kind + 2)
+    else:
+        f = put(one_of(draw, CLASSICAL if kind < 4 else PROVABLE), {name: drawn_formula(draw, draw(INDEX[2])) for name in "ABC"})
+    return f if any(atom in text(f).replace("True", "") for atom in "pqr") else ("→", f, "p")
+
+
+NAMES = ["h", "k", "x", "h₁", "p", "t", "_", "h'", "«h 1»", "«theorem»", "this", "ﬁ", "һ", "hπ", "self", "a.b", "«p»", "Not", "_root_.h", "motive", "«»", "sorry'", "by", "𝔥", "h✝"]
+LEAVES = ["_", "trivial", "id", "‹_›", "rfl", "?_", "?x", "(by assumption)", "(by trivial)", "absurd", "(fun h => h)", "⟨⟩", "t", "@t", "(·)", "this", "nofun", ".rfl",
+          "Iff.rfl", "False.elim", "(nomatch ·)", "0", "1.5e3", "0x1F", "'a'", "\"s\"", "\"/-\"", "Prop", "Type", "sorry", "by sorry", "sorryAx _", "`x", "_root_.t", "_root_.id",
+          "propext", "Classical.em _", "lcErased", "instOfNatNat 0", "Nat.zero", "t p q r", "#[]", "()", "(p)", "¬p", "∀ x, x", "Lean.Syntax", "And.rec", "Or.rec", "False.rec _",
+          "@False.elim _", "(_ : False)", "Classical.choice ⟨_⟩", "Quot.sound", "Eq.refl _", "cast rfl", "unsafe t", "by_elab x", "eval% t", "String", "x✝", "« »"]
+ODD_TERMS = """({t})|(show {g} from {t})|(by {s})|(show {g} by {s})|(have {n} : {g} := {t}; {n})|(have {n} := {t}; {u})|(let {n} := {t}; {n})|({t} : {g})|@id ({g}) ({t})|({t} |>.1)|
+    ({t}).2|(match {h} with | {n} => {t})|(match {h} with | ⟨{n}, {m}⟩ => {t} | _ => {u})|(match {h}, {h} with | .inl {n}, _ => {t} | .inr {n}, {m} => {u})|(fun | {n} => {t})|
+    (fun {n} {m} => {t})|(fun (⟨{n}, {m}⟩ : _ ∧ _) => {t})|({h} {t})|({h} ({t}) ({u}))|{h}.elim ({t}) ({u})|False.elim ({t})|absurd ({t}) ({u})|id <| {t}|{t} |> id|{h} $ {t}|
+    (open Or And in {t})|(set_option maxRecDepth 50 in {t})|(calc {g} := {t})|(calc
+      {g} := {t}
+      _ := {u})|{ left := {t}, right := {u} }|{ {h} with left := {t} }|{ mp := {t}, mpr := {u} : _ ↔ _ }|{ mp {n} := {t}, mpr := {u} }|{t} /- {n} -/|({t} -- {n}
+      )|(/- sorry -/ {t})|(if {h} then {t} else {u})|(do {t})|(let rec {n} : {g} := {t}; {n})|(let rec {n} : {g} := {n}; {n})|(suffices {n} : {f} from {t}; {u})|(suffices {n} : {f} by {s}; {u})|
+    (nomatch {h})|{h} ▸ {t}|(‹{f}›)|(‹{g}›)|.intro ({t}) ({u})|⟨{t}, {u}⟩|⟨{t}, {t}, {u}⟩|(have : {f} := {t}
+      {u})|(fun {n} : {f} => {t}) {h}|(by exact {t})|(by refine ?_; exact {t})|And.left ({t})|(And.intro ({t}) ({u})).1|@absurd _ _ ({t}) {h}|s!"{n}"|(t {p}).{n}|t (p := {f})|Or.elim (c := {f}) {h}|
+    (fun {n} => by {s})|(@fun {n} => {t})|(have ⟨{n}, {m}⟩ := {h}; {t})|(show_term {t})|binop% {n} {t} {u}|({t}, {u})|(ofNat({t}))|{t}.{{n}}|@[simp] {t}|(let_fun {n} := {t}; {u})|no_index ({t})|
+    type_of% {t}|(clear% {n}; {t})|inferInstance|inferInstanceAs ({g})|(fun.{t})|‹{t}›|(({t} :) : {g})|(assert! {t}; {u})|panic! "x"|(unreachable!)|(return {t})|(by_contra {t})|(try {t})""".replace("|\n    ", "|").split("|")
+ODD_TACTICS = """exact {t}|refine {t}|apply {t}|show {g}|show {f}|change {g}|change {f}|have {n} : {f} := {t}|have {n} : {f} := by {s}|have {n} := {t}|have ⟨{n}, {m}⟩ := {h}|suffices {n} : {f} from {t}|
+    suffices {f} by {s}|specialize {h} ({t})|revert {h}|clear {h}|assumption|contradiction|trivial|exfalso|done|skip|rfl|nofun|intros|intro {n} {m}|intro ⟨{n}, {m}⟩|intro|rintro ⟨{n}, {m}⟩|rintro ({n} | {m})|
+    rintro ({n} : {f})|constructor|left|right|cases {h}|cases {h} with|obtain ⟨{n}, {m}⟩ := {h}|obtain {n} | {m} := {h}|obtain {n} : {f}|rcases {h} with ({n} | {m})|rcases {h} with -|rcases {t} with {n}|
+    all_goals {s}|any_goals {s}|focus {s}|try {s}|first | {s} | {s}|first | skip | {s}|repeat' {s}|constructor <;> {s}|({s}; {s})|(({s}))|{s}; {s}|{s} <;> {s}|· {s}|. {s}|case {n} => {s}|case inl {n} => {s}|
+    case left => {s}|case _ | _ => {s}|next => {s}|next {n} => {s}|match {h} with | {n} => {s}|match {h} with | .inl {n} => {s} | .inr {n} => {s}|match {h} with | ⟨{n}, {m}⟩ => {s}|nomatch {h}|
+    open Or And in {s}|open Or hiding inl in {s}|open Classical in {s}|open scoped Lean in {s}|set_option maxRecDepth 40 in {s}|set_option maxHeartbeats 1 in {s}|set_option pp.all true in {s}|
+    set_option autoImplicit true in {s}|let {n} := {t}|let rec {n} : {g} := {t}|letI := {t}|haveI : {g} := {t}|calc {g} := {t}|calc
+      {g} := {t}
+      _ := {u}|exact
+      {t}|{s} -- {n}|/- {n} -/ {s}|{s} /- /- -/ -/|unfold Not|simp|decide|omega|aesop|tauto|sorry|admit|stop|native_decide|exact?|apply?|run_tac {t}|#print {n}|#eval {t}|iterate 3 {s}|repeat {s}|
+    refine ⟨?_, ?_⟩|refine ⟨?a, ?b⟩ <;> {s}|refine ?_ ∧ ?_|refine Or.inl ?_|refine (?_ : {f} → {g}) {h}|refine_lift {t}|apply Or.inl|.2.elim|.elim|| {s}|{n}|{t}|by {s}|{ {s} }|{ {s}; {s} }|⟨{t}, {u}⟩|
+    exact absurd ({t}) {h}|exact {h}.elim|apply {h}|exact {h}|eq_refl|apply_rfl|with_reducible {s}|classical {s}|by_cases {n} : {f}|by_contra {n}|push_neg|rename_i {n} {m}|rename {f} => {n}|subst {h}|
+    generalize {h} = {n}|induction {h}|injection {h}|unhygienic {s}|sleep 1|dbg_trace "x"|trace "x"|trace_state|fail|fail_if_success {s}|symm|exists {t}|split|infer_instance|as_aux_lemma => {s}|
+    checkpoint {s}|save|solve | {s}|nth_rw 1 [{t}]|rw [{t}]|conv => {s}|at {h}|· · {s}|·|exact ({t}|exact {t})|exact ⟨{t}|exact "{n}|exact «{n}""".replace("|\n    ", "|").split("|")
+TRAILERS = """where {n} : {g} := {t}|where {n} : {f} := {t}|where {n} ({m} : {f}) : {g} := {t}|where\n  {n} : {g} := {n}|termination_by {h}|decreasing_by {s}|termination_by {n} => {t}\ndecreasing_by {s}|
+    termination_by structural {h}|where finally {s}|partial_fixpoint|termination_by?|
+    mutual\ntheorem {n} : {g} := {n}\nend|end|end {n}|namespace {n}|theorem {n} : {f} := {t}|axiom {n} : {g}|#print axioms t|#eval {t}|#exit|open Nat|attribute [simp] t|@[simp] theorem {n} : {f} := {t}|
+    instance : {g} := {t}|set_option maxRecDepth 50|set_option autoImplicit true|macro "x" : tactic => `(tactic| {s})|notation "{n}" => {t}|/-- {n} -/|/-! {n} -/|-- {n}|/- {n}|-/|example : {g} := by {s}|
+    variable ({n} : {g})|include {n}|private theorem t : {g} := {t}|deriving instance {n} for {m}|  #print t|  open Nat|  end|  theorem u : {g} := by {s}|)|⟩|| {s}|· {s}|<;> {s}|{s}|in {s}|instance|import {n}|
+    universe u|export Or (inl)|local notation "⊢" => {t}|set_option pp.all true in #print axioms t|_root_.t|run_cmd {s}|hrun_cmd {s}|s!elab {n}|"#eval {n}"|h0x1axiom {n} : {g}""".replace("|\n    ", "|").split("|")
+COMMENTS = ["/- x -/", "/- sorry -/", "/-- x -/", "-- x\n", "/-/- -/-/", "/-", "-/", "--", "-- end\n    ", "\n", "\n    ", "\n\n", "  ", "\t", "\u200b", "\u00a0", "\r\n  ", "/-!", "/--/"]
+
+
+def fill(draw, template, goal, given, depth):
+    """The template with its {holes} filled: terms t u, steps s, names n m, hypotheses h, the goal g, another formula f."""
+    fillings = {"t": lambda: term(draw, goal, given, depth - 1), "s": lambda: "; ".join(steps(draw, goal, given, depth - 2)), "n": lambda: one_of(draw, NAMES),
+                "h": lambda: one_of(draw, [name for name, _ in given] or NAMES), "g": lambda: text(goal), "p": lambda: one_of(draw, "pqr"),
+                "f": lambda: text(one_of(draw, [f for _, f in given] + ["False", "p", goal])), "u": lambda: term(draw, goal, given, depth - 2)}
+    fillings["m"] = fillings["n"]
+    return re.sub(r"\{(\w)\}", lambda hole: fillings[hole[1]](), template)
+
+
+def new_name(draw, given):
+    dice = draw(INDEX[12])
+    return f"h{len(given)}" if dice < 11 else one_of(draw, NAMES)
+
+
+def uses(draw, goal, given, depth):
+    """A term that takes a hypothesis apart, towards the goal, or None."""
+    name, f = one_of(draw, given)
+    if f == "False":
+        return f"{name}.elim"
+    if isinstance(f, str):
+        return None
+    if f[0] in "∧↔":
+        parts = [("→", f[1], f[2]), ("→", f[2], f[1])] if f[0] == "↔" else f[1:]
+        return term(draw, goal, ((f"{name}.1", parts[0]), (f"{name}.2", parts[1]), *given), depth - 1)
+    if f[0] == "∨":
+        x = new_name(draw, given)
+        arms = [term(draw, goal, ((x, part), *given), depth - 1) for part in f[1:]]
+        return one_of(draw, ["{n}.elim (fun {x} => {a}) (fun {x} => {b})", "(match {n} with | .inl {x} => {a} | Or.inr {x} => {b})",
+                             "Or.elim {n} (λ {x} ↦ {a}) fun {x} => {b}", "Or.rec (fun {x} => {a}) (fun {x} => {b}) {n}"]).format(n=name, x=x, a=arms[0], b=arms[1])
+    value = term(draw, f[1], given, depth - 1)
+    if f[0] == "¬":
+        return one_of(draw, ["({n} ({a})).elim", "absurd ({a}) {n}", "False.elim ({n} ({a}))", "{n} ({a})"]).format(n=name, a=value)
+    return f"{name} ({value})" if f[2] == goal else term(draw, goal, ((f"({name} ({value}))", f[2]), *given), depth - 1)
+
+
+def term(draw, goal, given, depth):
+    """A term, rather a proof of the goal from what is given ((name, formula), ...)."""
+    fitting, op = [name for name, f in given if f == goal], goal[0]
+    if fitting and (depth < 1 or draw(INDEX[4]) < 3):
+        return one_of(draw, fitting)
+    dice = draw(INDEX[24])
+    if goal == "True" and dice < 23:
+        return "trivial"
+    if dice == 23 or depth < 1:
+        return one_of(draw, LEAVES)
+    if dice > 20:
+        return fill(draw, one_of(draw, ODD_TERMS), goal, given, depth)
+    if given and (dice > 14 or isinstance(goal, str)) and (found := uses(draw, goal, given, depth)):
+        return found
+    if op in "→¬":
+        x = new_name(draw, given)
+        body = term(draw, goal[2] if op == "→" else "False", ((x, goal[1]), *given), depth - 1)
+        return one_of(draw, ["(fun {x} => {b})", "fun ({x} : {a}) => {b}", "(λ {x} ↦ {b})", "(fun | {x} => {b})", "(by intro {x}; exact {b})", "(by rintro {x}; exact {b})"]).format(
+            x=x, a=text(goal[1]), b=body)
+    if op in "∧↔":
+        goals = goal[1:] if op == "∧" else (("→", goal[1], goal[2]), ("→", goal[2], goal[1]))
+        a, b = (term(draw, part, given, depth - 1) for part in goals)
+        name, left, right = ("And", "left", "right") if op == "∧" else ("Iff", "mp", "mpr")
+        return one_of(draw, [f"⟨{a}, {b}⟩", f"{name}.intro ({a}) ({b})", f"(.intro ({a}) ({b}))", f"{{ {left} := {a}, {right} := {b} }}", f"{{ {right} := {b}, {left} := {a} : {text(goal)} }}",
+                             f"{name}.symm ⟨{b}, {a}⟩", f"by constructor; exact {a}; exact {b}", f"(by refine ⟨?_, {b}⟩; exact {a})"])
+    if op == "∨":
+        side = draw(INDEX[2])
+        return one_of(draw, ["(.{} {})", "Or.{} ({})", "Or.symm (.in" + "rl"[side] + " {1})"]).format(("inl", "inr")[side], term(draw, goal[1 + side], given, depth - 1))
+    return one_of(draw, [name for name, _ in given] or LEAVES)
+
+
+def indented(lines, first="  "):
+    return [(first if k == 0 else "  ") + line for k, line in enumerate(lines)]
+
+
+def steps(draw, goal, given, depth):
+    """Lines of tactics, rather a proof of the goal."""
+    fitting, op, dice = [name for name, f in given if f == goal], goal[0], draw(INDEX[24])
+    if depth < 1 or dice < 4 or fitting and dice < 8:
+        return [one_of(draw, ["exact {}", "refine {}", "apply {}"]).format(term(draw, goal, given, depth - 1))] if depth > 0 or fitting or dice < 12 else ["assumption"]
+    if dice > 20:
+        lines = fill(draw, one_of(draw, ODD_TACTICS), goal, given, depth).split("\n")
+        return lines + (steps(draw, goal, given, depth - 1) if draw(INDEX[2]) else [])
+    if goal == "True":
+        return ["trivial"]
+    x = new_name(draw, given)
+    if given and (dice > 14 or isinstance(goal, str)):
+        name, f = one_of(draw, given)
+        if f[0] == "∨":
+            a, b = (steps(draw, goal, ((x, part), *given), depth - 1) for part in f[1:])
+            return one_of(draw, [[f"cases {name} with", f"| inl {x} =>", *indented(a), f"| inr {x} =>", *indented(b)], [f"rcases {name} with {x} | {x}", *indented(a, "· "), *indented(b, "· ")],
+                                 [f"obtain {x} | {x} := {name}", *a, *b], [f"cases {name}", f"case inl {x} =>", *indented(a), f"case inr {x} =>", *indented(b)],
+                                 [f"match {name} with", f"| .inl {x} =>", *indented(a), f"| .inr {x} =>", *indented(b)]])
+        if f[0] == "∧":
+            return [one_of(draw, ["obtain ⟨{0}, {0}'⟩ := {1}", "rcases {1} with ⟨{0}, {0}'⟩", "have ⟨{0}, {0}'⟩ := {1}", "cases {1} with | intro {0} {0}' => ?_", "match {1} with | ⟨{0}, {0}'⟩ => skip"]).format(x, name),
+                    *steps(draw, goal, ((x, f[1]), (x + "'", f[2]), *given), depth - 1)]
+        if f[0] == "→" and f[2] != goal:
+            return [f"have {x} : {text(f[2])} := {name} ({term(draw, f[1], given, depth - 2)})", *steps(draw, goal, ((x, f[2]), *given), depth - 1)]
+        if f[0] == "→":
+            return [f"apply {name}", *steps(draw, f[1], given, depth - 1)]
+        if f[0] == "¬":
+            return ["exfalso", f"apply {name}", *steps(draw, f[1], given, depth - 1)]
+    if op in "→¬":
+        return [one_of(draw, ["intro {}", "rintro {}", "intro ({} : _)", "show _ → _; intro {}"]).format(x), *steps(draw, goal[2] if op == "→" else "False", ((x, goal[1]), *given), depth - 1)]
+    if op in "∧↔":
+        a, b = (steps(draw, part, given, depth - 1) for part in (goal[1:] if op == "∧" else (("→", goal[1], goal[2]), ("→", goal[2], goal[1]))))
+        return [one_of(draw, ["constructor", "refine ⟨?_, ?_⟩", "apply And.intro", "refine And.intro ?_ ?_"]),
+                *one_of(draw, [[*indented(a, "· "), *indented(b, "· ")], a + b, ["case left =>", *indented(a), "case right =>", *indented(b)], ["all_goals first", *indented(a, "| "), *indented(b, "| ")]])]
+    if op == "∨":
+        side = draw(INDEX[2])
+        return [one_of(draw, [("left", "right")[side], ("apply Or.inl", "apply Or.inr")[side]]), *steps(draw, goal[1 + side], given, depth - 1)]
+    return [f"exact {term(draw, goal, given, depth - 1)}"]
+
+
+@st.composite
+def drawn_group(draw):
+    """A statement and some completions."""
+    f, rows = drawn_statement(draw), []
+    for _ in range(1 + draw(INDEX[16])):
+        depth, dice = 2 + draw(INDEX[6]), draw(INDEX[32])
+        proof = "\n  exact " + term(draw, f, (), depth) if dice % 4 == 0 else "".join("\n  " + line for line in steps(draw, f, (), depth))
+        if dice > 24:
+            words = proof.split(" ")
+            place = draw(st.integers(0, len(words)))
+            proof = " ".join([*words[:place], one_of(draw, COMMENTS), *words[place:]])
+        if dice in (23, 24):
+            proof += "\n" + fill(draw, one_of(draw, TRAILERS), f, (), 3)
+        row = {"statement": statement(f, "t"), "completion": proof, "formula": f, "from": "grammar"}
+        if dice == 22:
+            row.update(template="deepseek", completion=proof + one_of(draw, ["\n```", "\n```\n ", "", "\n``", "\n```\nend", "```lean\n```", "\n```\n```"]))
+        rows.append(row)
+    return rows
+
+
+def draw_rows(seed, check):
+    """Gives `check` some ten lists of groups; where that raises, hypothesis shrinks the list, and its smallest one raises."""
+    @hypothesis.seed(seed)
+    @hypothesis.settings(max_examples=10, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck),
+                         phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink])  # after ten it would copy parts of what it drew
+    @hypothesis.given(st.lists(drawn_group(), min_size=1, max_size=12))
+    def run(groups):
+        check(groups)
+
+    run()
+
+
+def drawn_groups(seed):
+    for number in range(seed * 1000, (seed + 1) * 1000):
+        lists = []
+        draw_rows(number, lists.append)
+        for groups in lists:
+            yield from ([dict(row, seed=number) for row in group] for group in groups)
+
+
+# ---- judges ----
+
+BARE = ("→", "p", "q")
+
+
+def make_rows(count, seed):
+    """Half mutations, half from the grammar, and between them honest neighbours; no two equal."""
+    rng, made, seen = random.Random(seed), collections.Counter(), set()
+    sources = {"mutation": mutated_groups(random.Random(f"mutation {seed}")), "grammar": drawn_groups(seed)}
+    while made.total() < count:
+        for row in next(sources[min(sources, key=made.__getitem__)]):
+            key = row["statement"], row["completion"], row.get("template")
+            if key in seen or made.total() == count:
+                continue
+            seen.add(key)
+            made[row["from"]] += 1
+            row["stopped"] = verify.proof_or_verdict(row)[1] is not None  # Lean is then asked about the statement alone,
+            yield dict(row, statement=statement(BARE, "t"), formula=BARE) if row["stopped"] else row  # so let them share one
+        if rng.random() < 0.3 and made.total() < count:
+            n = made["neighbour"] = made["neighbour"] + 1
+            yield {"statement": "theorem t (p : Prop) : p → p := by", "completion": f"\n  intro h{n}\n  exact h{n}", "formula": None, "from": "neighbour", "stopped": False}
+
+
+@functools.lru_cache(200000)
+def holds(f):
+    """Whether the formula (None: an honest neighbour's) has a proof, by both judges."""
+    return f is None or truth(f) == 0xFFFF and theorem_holds(f)
+
+
+def objection(row):
+    """What a judge has against the row's verdict, or None."""
+    f, verdict = row["formula"], row["verdict"]
+    if verdict not in ("proved", "rejected"):
+        return f"the verdict is {verdict}"
+    if f is None:
+        return None if verdict == "proved" else "an honest neighbour is rejected"
+    if verdict == "proved" and not holds(f):
+        return "proved, and has no proof"
+    return None
+
+
+def fuzz(count, seed, alone, batch=250, timeout=120.0):
+    """Verifies `count` rows and `alone` of them once more alone: (what was seen, the rows that a judge objects to)."""
+    lean, rng, rows, seen = verify.find_lean(), random.Random(seed), [], collections.Counter()
+    for row in verify.verify_stream(make_rows(count, seed), lean, workers=2, batch=batch, timeout=timeout, progress=False):
+        rows.append(dict(row, objection=objection(row)))
+        kind = row["from"]
+        seen.update([kind, f"{kind}: {row['verdict']}"] + [f"{kind}: stopped by the filter"] * row["stopped"]
+                    + [f"{kind}: without a proof, asked of Lean"] * (not row["stopped"] and not holds(row["formula"])))
+    asked = [row for row in rows if not row["stopped"] and row["from"] != "neighbour"]
+    for verdict in ("proved", "rejected"):
+        some = [row for row in asked if row["verdict"] == verdict]
+        some = rng.sample(some, min(alone // 2, len(some)))
+        seen[f"alone: {verdict}"] += len(some)
+        for row, again in zip(some, verify.verify_rows(some, lean, workers=2, batch=1, timeout=timeout, progress=False)):
+            if again["verdict"] != verdict:
+                row["objection"] = f"alone it is {again['verdict']}: {again['message']}"
+    seen["rows"] = len(rows)
+    return seen, [row for row in rows if row["objection"]]
+
+
+def shrunk(row):
+    """The smallest list of rows to which hypothesis can cut the list where it drew the row, with a judge still objecting."""
+    known, smallest = {}, []
+
+    def check(groups):
+        rows = {repr(row): row for group in groups for row in group}
+        new = {name: row for name, row in rows.items() if name not in known}
+        known.update(zip(new, verify.verify_rows(list(new.values()), batch=250, progress=False)))
+        if any(objection(known[name]) for name in rows):
+            smallest[:] = map(known.get, rows)
+            raise AssertionError("a judge objects")
+
+    with contextlib.suppress(AssertionError):
+        draw_rows(row["seed"], check)
+    return smallest or [row]
 
 
 @needs_lean
 def test_no_attack_succeeds():
-    seen = fuzz(4000, 0, alone=40)
-    assert seen["proved"] > 600 and seen["of statements without a proof"] > 600 and 400 < seen["stopped by the filter"] < 2400
+    seen, wrong = fuzz(20000, 0, alone=100)
+    assert not wrong, shrunk(wrong[0]) if "seed" in wrong[0] else wrong[0]
+    assert seen["rows"] == 20000 and seen["alone: proved"] == seen["alone: rejected"] == 50 and seen["neighbour: proved"] > 500
+    for kind in ("mutation", "grammar"):  # each kind reaches Lean, proves what can be proved, and tries what cannot
+        assert seen[kind] > 9000 and seen[f"{kind}: proved"] > 400 and seen[f"{kind}: without a proof, asked of Lean"] > 1500, seen
+        assert 1000 < seen[f"{kind}: stopped by the filter"] < 4500, seen
 
 
-if __name__ == "__main__":
+@needs_lean
+def test_a_verifier_that_errs_is_found_out(monkeypatch):
+    """In a batch, unsolved goals count as solved, and every other proof is lost."""
+    right = verify.judge_once
+
+    def erring(batch, *rest):
+        verdicts, again = right(batch, *rest)
+        for key, (verdict, message, seconds) in verdicts.items() if len(batch) > 1 else ():
+            if "unsolved goals" in message or verdict == "proved" and len(key[2]) // 2 % 2:
+                verdicts[key] = "rejected" if verdict == "proved" else "proved", "", seconds
+        return verdicts, again
+
+    monkeypatch.setattr(verify, "judge_once", erring)
+    _, wrong = fuzz(600, 0, alone=40)
+    found = {(row["from"], row["objection"].split(":")[0]) for row in wrong}
+    assert {("mutation", "proved, and has no proof"), ("grammar", "proved, and has no proof"), ("neighbour", "an honest neighbour is rejected")} <= found
+    assert any(words == "alone it is rejected" for _, words in found)
+
+
+def test_a_finding_shrinks(monkeypatch):
+    monkeypatch.setattr(verify, "verify_rows", lambda rows, **keys: [
+        dict(row, verdict="proved" if re.search("exact.*sorry", row["completion"]) else "rejected") for row in rows])
+    *_, smallest = shrunk({"seed": 1})
+    assert smallest["statement"] == "theorem t (p : Prop) : p := by" and len(smallest["completion"]) < 25, smallest
+
+
+def main():
     parser = argparse.ArgumentParser(description="Attacks on the verifier.")
     parser.add_argument("--rows", type=int, default=1000000, help="how many")
     parser.add_argument("--seed", type=int, default=1, help="of the first 20,000; the next 20,000 have the next")
-    parser.add_argument("--batch", type=int, default=200, help="completions per Lean process")
+    parser.add_argument("--alone", type=int, default=40, help="how many of 20,000 are verified once more alone")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one proof")
+    parser.add_argument("--findings", default="fuzz_findings.jsonl", help="JSONL to which a row is added that a judge objects to")
     flags = parser.parse_args()
-    total = {}
-    for number in itertools.count():
-        if total.get("rows", 0) >= flags.rows:
-            break
-        for name, value in fuzz(20000, flags.seed + number, alone=20, batch=flags.batch).items():
-            total[name] = total.get(name, 0) + value
-        print(total, flush=True)
+    total, found, seed = collections.Counter(), 0, flags.seed
+    while total["rows"] < flags.rows:
+        count = min(20000, flags.rows - total["rows"])
+        try:
+            seen, wrong = fuzz(count, seed, flags.alone, timeout=flags.timeout)
+        except Exception:  # the verifier itself fell: that is a finding as well
+            seen, wrong = {"rows": count}, [{"seed": seed, "objection": traceback.format_exc()}]
+        total.update(seen)
+        found += len(wrong)
+        with open(flags.findings, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in wrong)
+        print(f"seed {seed}: {found} findings, in all", json.dumps(total, sort_keys=True), flush=True)
+        seed += 1
+    return int(found > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
