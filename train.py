@@ -252,7 +252,7 @@ def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: l
     sums = torch.tensor(list(total.values()), dtype=torch.float64)
     if count > 1:
         dist.all_reduce(sums)
-    return {**{name: value / tokens_seen for name, value in zip(total, sums.tolist())}, "grad_norm": max(grad_norms),
+    return {**{name: value / tokens_seen for name, value in zip(total, sums.tolist())}, "grad_norm": float(np.max(grad_norms)),
             "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
 
 
