@@ -86,11 +86,16 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def at_least(kind: type, low: float, exclusive: bool = False, high: float = math.inf) -> Callable[[str], float]:
+def cause(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+
+
+def at_least(kind: type, low: float, exclusive: bool = False, high: float = 2**53) -> Callable[[str], float]:
     """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
         number = kind(text)
-        if not math.isfinite(number):
+        if not abs(number) < math.inf:
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if number < low or (exclusive and number == low):
             raise argparse.ArgumentTypeError(f"{text} is not {'above' if exclusive else 'at least'} {low}")
@@ -101,32 +106,66 @@ def at_least(kind: type, low: float, exclusive: bool = False, high: float = math
     return parse
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value out of JSON is a number that a float can hold: not true, not 1e999, nothing of 400 digits."""
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def is_ids(value: Any) -> bool:
+    """Whether it can be the token ids of a text, of one token at least."""
+    return isinstance(value, list) and bool(value) and all(type(i) is int and i >= 0 for i in value)
+
+
+def check_out(out: str, *inputs: str | None) -> None:
+    """Ends the program where a stage cannot write its output, or would write it over what it reads."""
+    if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):
+        fail(f"cannot write {out}: it is a folder or in none that exists; choose another --out")
+    if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
+        fail(f"{out} is what is read; choose another --out")
+
+
 def read_jsonl(path: str, *keys: str, lines: Iterable | None = None) -> Iterator[Any]:
     """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys.
     lines: the file's lines, where they are still coming; a None among them is passed on."""
     number = 0
     try:
-        with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8") as lines:
+        with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8-sig") as lines:
             for line in lines:
                 number += line is not None
                 try:
                     row = line and json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: no JSON either
-                except ValueError:
+                    if line and "\\u" in line:
+                        json.dumps(row, ensure_ascii=False).encode()  # a ValueError for half a surrogate pair, which no file can hold
+                except (ValueError, RecursionError):
                     cut = "" if line.endswith("\n") else " (cut short: its writer was interrupted, run that stage again)"
                     fail(f"{path}, line {number}: not valid JSON{cut}; mend or delete the line")
                 if line and (not isinstance(row, dict) or (missing := [key for key in keys if key not in row])):
                     what = f"the key '{missing[0]}' is missing" if isinstance(row, dict) else "not a JSON object"
-                    fail(f"{path}, line {number}: {what}; one object a line with {', '.join(keys)} is expected")
+                    fail(f"{path}, line {number}: {what}; one object a line with {', '.join(keys) or 'its keys'} is expected")
                 yield row
     except (OSError, UnicodeDecodeError) as error:
         fail(f"cannot read {path} ({getattr(error, 'strerror', '') or 'it is not UTF-8 text'}); give a JSONL file")
 
 
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # nothing else may come into a statistic or a loss
+    "id": ("a text", lambda value: isinstance(value, str)), "completion": ("a text", lambda value: isinstance(value, str)),
+    "sample": ("its number in the group", lambda value: type(value) is int and value >= 0),
+    "prompt_ids": ("a list of token ids", is_ids), "completion_ids": ("a list of token ids", is_ids),
+    "logprobs": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
+    "advantage": ("a number or null", lambda value: value is None or is_number(value))}
+
+
 def read_verified(path: str, *keys: str) -> Iterator[dict]:
     """Yields the rows of verify.py's JSONL, which have an id and the reward 1, 0 or null, and these keys."""
-    for row in read_jsonl(path, "id", "reward", *keys):
+    for number, row in enumerate(read_jsonl(path, "id", "reward", *keys), 1):
         if row["reward"] not in (0, 1, None):
-            fail(f"{path}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
+            fail(f"{path}, line {number}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
+        for key in [key for key in ("id", *keys) if key in KINDS]:
+            what, fits = KINDS[key]
+            if not fits(row[key]):
+                fail(f"{path}, line {number}: '{key}' is not {what}; give the rows as the stages write them")
+        if "logprobs" in keys and len(row["logprobs"]) != len(row["completion_ids"]):
+            fail(f"{path}, line {number}: not as many logprobs as completion_ids; give the rows as the stages write them")
         yield row
 
 
@@ -159,9 +198,14 @@ def main():
     parser.add_argument("--rank-by", choices=["sequence", "token-mean"], default="sequence", help="the paper's ranking or its release's")
     parser.add_argument("--ties", choices=["shared", "broken"], default="shared", help="rank of equal completions: one, or by float noise")
     args = parser.parse_args()
+    check_out(args.out, args.rows)
     rows = list(read_verified(args.rows, "sample", "completion_ids", "logprobs"))
     if not rows:
         fail(f"{args.rows} has no rows; run verify.py first")
+    seen = {}
+    for number, row in enumerate(rows, 1):
+        if (first := seen.setdefault((row["id"], row["sample"]), number)) < number:
+            fail(f"{args.rows}, line {number}: sample {row['sample']} of {row['id']} stands in line {first} too; give each one once")
     rows = add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)
     write_jsonl(args.out, rows)
     kept = sum(row["advantage"] is not None for row in rows)

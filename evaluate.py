@@ -22,12 +22,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from hashlib import md5
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
 
-from advantage import at_least, fail, printable, read_jsonl, read_verified
+from advantage import at_least, fail, is_number, printable, read_jsonl, read_verified
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
 
@@ -211,7 +211,8 @@ def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     pyplot.rcParams.update({"font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
-                            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
+                            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
+                            "text.parse_math": False})
     figure, axes = pyplot.subplots(*shape, figsize=(8, height), layout="constrained", squeeze=False, **options)
     return figure, axes.ravel()
 
@@ -271,6 +272,9 @@ def draw_curves(runs: dict[str, str], path: str) -> None:
         rows = list(read_jsonl(metrics, "step", *titles))
         if not rows:
             fail(f"{metrics} has no rows yet; let train.py finish a step first")
+        for number, key in product(range(len(rows)), ("step", *titles)):
+            if not (is_number(rows[number][key]) or key != "step" and rows[number][key] is None):
+                fail(f"{metrics}, line {number + 1}: '{key}' is not a number; mend or delete the line")
         for ax, key in zip(axes, titles):
             pairs = [(row["step"], row[key]) for row in rows if row[key] is not None]  # null: a step without an update
             steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
@@ -311,12 +315,12 @@ def main():
     parser.add_argument("--labels", nargs="+", help="a name for each line, instead of the one from its path; give them last")
     parser.add_argument("--out", default="figures", help="folder for the figure")
     if command == "pass@N":
-        parser.add_argument("--bootstrap", type=at_least(int, 1), default=2000, help="resamplings behind an interval")
+        parser.add_argument("--bootstrap", type=at_least(int, 1, high=10**6), default=2000, help="resamplings behind an interval")
         parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of the resampling")
     if command == "uplift":
         parser.add_argument("--before", required=True, help="checkpoint that ranks the samples, usually the base model")
         parser.add_argument("--after", required=True, action="append", help="trained checkpoint; may be given several times")
-        parser.add_argument("--bins", type=at_least(int, 2), default=5, help="parts of the relative rank")
+        parser.add_argument("--bins", type=at_least(int, 2, high=1000), default=5, help="parts of the relative rank")
         parser.add_argument("--micro-batch-tokens", type=at_least(int, 1), default=16384, help="lower it if memory runs out")
         parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
         parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")

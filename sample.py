@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from advantage import at_least, fail, read_jsonl
+from advantage import at_least, cause, check_out, fail, read_jsonl
 from verify import HEADER
 
 KEYS = ("id", "statement", "header", "informal")
@@ -101,8 +101,7 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu", weights: 
         model, report = cast(tuple, AutoModelForCausalLM.from_pretrained(path, **options))
         model = model.to(device).eval()
     except Exception as error:  # a dozen kinds, and the user's mistake is one: no model there, or no such device
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        fail(f"cannot load {path} on {device} ({reason}); give a model folder or a model of the hub, and a device at hand")
+        fail(f"cannot load {path} on {device} ({cause(error)}); give a model folder or a model of the hub, and a device at hand")
     if report["missing_keys"]:  # transformers would only warn
         fail(f"{path} lacks {sorted(report['missing_keys'])[0]}, which would be random; give a complete model folder")
     return model, tokenizer
@@ -228,6 +227,8 @@ def encode(model: Any, tokenizer: Any, problems: list[dict], template: str, max_
     prompts = [tokenizer(build_prompt(problem, template)).input_ids for problem in problems]
     limit = limit or getattr(model.config, "max_position_embeddings", None)
     for problem, prompt in zip(problems, prompts):
+        if not prompt or max(prompt) >= model.config.vocab_size:
+            fail(f"problem {problem['id']}: the tokenizer makes no ids of it that the model knows; give the tokenizer of this model")
         if limit and len(prompt) + max_new_tokens > limit:
             fail(f"problem {problem['id']}: its {len(prompt)} tokens and {max_new_tokens} new ones pass the model's limit of"
                  f" {limit}; lower --max-new-tokens or leave the problem out")
@@ -242,7 +243,7 @@ def group_rows(problem: dict, prompt: list[int], found: Iterable[tuple], tokeniz
     anchor = prompt[-1:]  # on their own, some tokenizers drop a completion's leading space
     for sample, (ids, logprobs, reason) in enumerate(found):
         if not np.isfinite(logprobs).all():
-            fail(f"problem {problem['id']}: the model's logits are not finite; try --dtype float32")
+            fail(f"problem {problem['id']}: the model's logits are not finite; try --dtype float32 or another --temperature")
         completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)):]
         completion = "\n" + completion if template == "deepseek" else completion  # statement + completion is Lean
         yield dict(problem, sample=sample, prompt_ids=prompt, completion=completion, completion_ids=ids,
@@ -339,8 +340,7 @@ def main():
     args = parser.parse_args()
     args.engine = choose_engine(args)
     problems = read_problems(args.problems, args.limit)
-    if os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(args.out) or "."):
-        fail(f"cannot write {args.out}: it is a folder or in none that exists; choose another --out")
+    check_out(args.out, args.problems)
     model, tokenizer = load_model(args.model, args.dtype, args.device, weights=args.engine == "torch")
     try:
         part, complete = part_file(args, problems)

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import shutil
 import signal
@@ -36,9 +37,9 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from advantage import add_advantages, at_least, fail, read_jsonl, write_jsonl, written
+from advantage import add_advantages, at_least, cause, fail, read_jsonl, read_verified, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
-from sample import add_engine_flags, choose_engine, load_model, read_problems, sample_rows
+from sample import add_engine_flags, choose_engine, encode, load_model, read_problems, sample_rows
 from real.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
 from real.vllm_engine import rest, start_engines, sync, vllm_rows
 from verify import find_lean, judge_batch, remembering, verify_stream
@@ -252,7 +253,7 @@ def update(model: Any, reference: Any, optimizer: torch.optim.Optimizer, rows: l
     sums = torch.tensor(list(total.values()), dtype=torch.float64)
     if count > 1:
         dist.all_reduce(sums)
-    return {**{name: value / tokens_seen for name, value in zip(total, sums.tolist())}, "grad_norm": max(grad_norms),
+    return {**{name: value / tokens_seen for name, value in zip(total, sums.tolist())}, "grad_norm": float(np.max(grad_norms)),
             "skipped": skipped, "updates": len(grad_norms), "logprob_gap": gap, "tokens": tokens_seen // args.ppo_epochs}
 
 
@@ -339,12 +340,15 @@ def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer
 
 def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[list[dict], list[dict]]:
     """(buffer, history) of a checkpoint whose weights the model has; the optimizer gets its moments, on any number of ranks."""
-    saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
-    reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
-    dcp.load(moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized())  # into these very tensors
-    for state in optimizer.state.values():
-        state["step"].fill_(saved["optimizer"])
-    return saved["buffer"], saved["history"]
+    try:
+        saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
+        reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
+        dcp.load(moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized())  # into these very tensors
+        for state in optimizer.state.values():
+            state["step"].fill_(saved["optimizer"])
+        return saved["buffer"], saved["history"]
+    except (Exception, dcp.CheckpointException) as error:  # a dozen kinds
+        fail(f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); delete that folder: the steps' files are used again")
 
 
 def last_checkpoint(out: str) -> str | None:
@@ -364,14 +368,13 @@ def open_run(args: argparse.Namespace) -> None:
     try:
         os.makedirs(args.out, exist_ok=True)
         if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                before = json.load(file)
+            before = next(read_jsonl(path), {})
             for name, value in vars(args).items():
                 if name not in free and before.get(name) != value:
                     fail(f"{args.out} was started with --{name.replace('_', '-')} {before.get(name)}, not {value}; "
                          "give the same flags to resume it or name another folder with --out")
-    except (OSError, ValueError) as error:
-        fail(f"cannot use the run folder {args.out} ({error}); name another with --out")
+    except OSError as error:
+        fail(f"cannot use the run folder {args.out} ({error.strerror}); name another with --out")
 
 
 def sampler_seed(args: argparse.Namespace, step: int) -> int:
@@ -398,6 +401,11 @@ def step_metrics(step: int, rows: list[dict]) -> dict:
         "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
         "verifier_errors": len(rows) - len(judged),
         **dict.fromkeys(("loss", "kl", "clip_fraction", "grad_norm", "skipped", "updates", "logprob_gap", "tokens"))}  # see update
+
+
+def plain(metrics: dict) -> dict:
+    """The metrics with null for NaN and infinity, which JSON does not know."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in metrics.items()}
 
 
 def alarms(history: list[dict]) -> Iterator[str]:
@@ -439,8 +447,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
     parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step")
-    parser.add_argument("--lr", type=share, default=1e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
-    parser.add_argument("--weight-decay", type=share, default=0.01, help="of AdamW")
+    parser.add_argument("--lr", type=at_least(float, 0, high=1), default=1e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
+    parser.add_argument("--weight-decay", type=at_least(float, 0, high=1), default=0.01, help="of AdamW")
     parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
     parser.add_argument("--grad-skip", type=positive, default=20.0, help="an update with a larger gradient norm is skipped")
     parser.add_argument("--temperature", type=positive, default=1.0, help="of sampling and of the trained distribution")
@@ -455,7 +463,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--project", help="Lake project where Lean runs (default: the working folder)")
     parser.add_argument("--header", help="first lines for problems without a header of their own (default: Mathlib's; '' for none)")
     parser.add_argument("--memory-gb", type=positive, default=16.0, help="address space of one Lean process")
-    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="Lean processes")
+    parser.add_argument("--workers", type=at_least(int, 1, high=4096), default=os.cpu_count(), help="Lean processes")
     parser.add_argument("--verify-batch", type=count, default=128, help="completions per Lean process")
     parser.add_argument("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
     parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for one proof")
@@ -520,6 +528,8 @@ def main():
             engines = start_engines(checkpoint or args.model, args, args.sleep)
         sampler, tokenizer = load_model(checkpoint or args.model, args.dtype if sharded else "float32", args.device,
                                         weights=not (sharded and engines))
+        if not args.advantages:  # a prompt that is too long is told of now, not when its step comes
+            encode(sampler, tokenizer, problems + held_out, args.template, args.max_new_tokens, args.max_model_len)
     args, checkpoint = share((args, checkpoint))
     sharded = dist.is_initialized() and args.shard == "fsdp"  # then rank 0 samples from a whole copy of the weights
     load = functools.partial(load_model, dtype="float32", device="cpu" if sharded else args.device)
@@ -535,20 +545,21 @@ def main():
                                   fused=torch.device(args.device).type == "cuda")  # else it holds another copy of the weights
     if args.advantages:
         if rank == 0:
-            rows = list(read_jsonl(args.advantages, "id", "prompt_ids", "completion", "completion_ids", "logprobs",
-                                   "finish_reason", "reward", "advantage"))
+            rows = list(read_verified(args.advantages, "prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason", "advantage"))
             buffer = [row for row in rows if row["advantage"] is not None]
             if not buffer:
                 fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
+            if (largest := max(max(row["prompt_ids"] + row["completion_ids"]) for row in buffer)) >= model.config.vocab_size:
+                fail(f"{args.advantages} has a token {largest}, which {args.model} does not know; give the model that sampled the rows")
             write_jsonl(f"{args.out}/args.json", [vars(args)])
         updated = update(model, reference, optimizer, share(buffer), args, 0)
         metrics = rank == 0 and step_metrics(0, rows) | updated
         save_checkpoint(model, tokenizer, optimizer, 1, [], [metrics], args)
         if rank == 0:
-            write_jsonl(f"{args.out}/metrics.jsonl", [metrics])
+            write_jsonl(f"{args.out}/metrics.jsonl", [plain(metrics)])
             for sentence in alarms([metrics]):
                 print(f"warning: {sentence}", file=sys.stderr)
-            print(f"{json.dumps(metrics)}\nModel: {args.out}/checkpoints/step_00001")
+            print(f"{json.dumps(plain(metrics))}\nModel: {args.out}/checkpoints/step_00001")
         return
     if checkpoint:
         buffer, history = load_checkpoint(checkpoint, model, optimizer)
@@ -558,7 +569,7 @@ def main():
     first = len(history)
     if rank == 0:
         write_jsonl(f"{args.out}/args.json", [vars(args)])
-        write_jsonl(f"{args.out}/metrics.jsonl", history)  # without the rows after the checkpoint, which are made again
+        write_jsonl(f"{args.out}/metrics.jsonl", map(plain, history))  # without the rows after the checkpoint, which are made again
 
     def evaluate(step):
         if rank == 0 and held_out and (step in (0, args.steps) or (args.eval_every and step % args.eval_every == 0)):
@@ -589,7 +600,7 @@ def main():
             metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
             history.append(metrics)
             with open(f"{args.out}/metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(plain(metrics)) + "\n")
             log(metrics)
             tqdm.write(step_line(metrics))
             for sentence in alarms(history):
@@ -634,6 +645,5 @@ if __name__ == "__main__":
         if not dist.is_initialized():
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        print(f"error: a process of the run failed; the same command with --resume continues (rank {ranks()[0]}: {reason})", file=sys.stderr)
+        print(f"error: a process of the run failed; the same command with --resume continues (rank {ranks()[0]}: {cause(error)})", file=sys.stderr)
         sys.exit(1)

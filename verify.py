@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, fail, printable, read_jsonl
+from advantage import at_least, check_out, fail, printable, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -418,8 +418,9 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
             known.execute("COMMIT")
         return {key: verdict for key, verdict in found.items() if verdict} | new
 
-    with store():  # fails before any work
-        return remembered
+    with store() as known:  # fails before any work
+        known.execute("SELECT name, verdict, message, seconds FROM verdicts LIMIT 0")
+    return remembered
 
 
 def judge_misplaced(batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float,
@@ -666,7 +667,7 @@ def main():
     parser.add_argument("--project", help="the Lake project where Lean runs (default: the working folder)")
     parser.add_argument("--header", help="first lines for rows without a header of their own (default: Mathlib's; '' for none)")
     parser.add_argument("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
-    parser.add_argument("--workers", type=at_least(int, 1), default=2, help="Lean processes at a time")
+    parser.add_argument("--workers", type=at_least(int, 1, high=4096), default=2, help="Lean processes at a time")
     parser.add_argument("--batch", type=at_least(int, 1), default=32, help="completions per Lean process")
     parser.add_argument("--timeout", type=at_least(float, 0, exclusive=True), default=120.0, help="seconds for one proof")
     parser.add_argument("--max-heartbeats", type=at_least(int, 1), default=200000, help="Lean's own limit for one proof")
@@ -674,10 +675,8 @@ def main():
     args = parser.parse_args()
     if not args.self_test and not (args.rows and args.out):
         fail("give the JSONL of sample.py and --out FILE, or --self-test")
-    if args.out and (os.path.isdir(args.out) or not os.path.isdir(os.path.dirname(args.out) or ".")):
-        fail(f"cannot write {args.out}: it is a folder or in none that exists; choose another --out")
-    if args.out and os.path.realpath(args.out) == os.path.realpath(args.rows):
-        fail(f"{args.rows} is what is read; choose another --out")
+    if args.out:
+        check_out(args.out, args.rows, args.verdicts)
     total, judge, dojo, errors = None, judge_batch, None, []
     if args.verifier == "lean-dojo" and not args.self_test:
         dojo = importlib.import_module("real.dojo")  # here, not above: it needs what few have installed
