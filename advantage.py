@@ -86,6 +86,12 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def cannot_write(path: str, error: BaseException) -> NoReturn:
+    """Ends the program where a file cannot be written; nothing is lost by that in any stage."""
+    reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+    fail(f"cannot write {path} ({reason}); make room and give the same command again (train.py: with --resume), or choose another --out")
+
+
 def at_least(kind: type, low: float, exclusive: bool = False, high: float = math.inf) -> Callable[[str], float]:
     """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
@@ -140,7 +146,7 @@ def written(path: str, rows: Iterable[dict]) -> Iterator[dict]:
                 yield row
         os.replace(part, path)
     except OSError as error:
-        fail(f"cannot write {path} ({error.strerror}); choose another --out")
+        cannot_write(path, error)
 
 
 def write_jsonl(path: str, rows: Iterable[dict]) -> None:

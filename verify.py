@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, fail, printable, read_jsonl
+from advantage import at_least, cannot_write, fail, printable, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -709,7 +709,7 @@ def main():
                 errors += [row["message"]] * (row["verdict"] == "error")
         os.replace(part, args.out)
     except OSError as error:
-        fail(f"cannot write {args.out} ({error.strerror}); choose another --out, or make room: what is done so far is kept")
+        cannot_write(args.out, error)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
