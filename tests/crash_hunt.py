@@ -397,7 +397,7 @@ def full_disks(work, cases, rng, bar):
         try:
             code, said = finish(place, words, moment, ranks=ranks)
             if code:
-                told[way, sentence(code, said, ["run/|verdicts|temporary", "room", "--resume|--verdicts"], ranks)] += 1
+                told[way, sentence(code, said, ["run/|verdicts", "room", "--resume|--verdicts"], ranks)] += 1
             if way in ("disk", "two", "verdicts"):
                 mounted(place if way != "verdicts" else f"{place}.kept", 65536)
             for path in glob.glob(f"{place}/run/figures/*.png"):
@@ -448,7 +448,7 @@ def read_only(work):
         compare(place, f"{work}/reference-1")
         os.makedirs(f"{place}/file")
         open(f"{place}/file/run", "w").close()  # a path through a regular file
-        told["through a file", sentence(*finish(f"{place}/file", ["train.py", *RUN[2:], "--out", "run/run"]), ["run/run", "--out"])] += 1
+        told["through a file", sentence(*finish(f"{place}/file", ["train.py", *RUN, "--eval-problems", "../../val.jsonl", "--out", "run/run"]), ["run/run", "--out"])] += 1
         if os.environ.get(MOUNTS):
             subprocess.run(["umount", place], check=True)
     except Difference as error:
@@ -475,7 +475,7 @@ def full_stages(work, rng):
             code, said = finish(whole, command)
             if code:
                 raise Difference(f"{name} failed: {said[-2000:]}")
-        sizes = [300, 20000] if name in ("sample.py", "verify.py", "advantage.py") else [200, 300000] if name == "train.py" else [300]
+        sizes = [300, 20000] if name in ("sample.py", "verify.py", "verify.py --verdicts", "advantage.py") else [200, 300000] if name == "train.py" else [300]
         try:
             for size in sizes:
                 told[name, sentence(*finish(place, command, {"limit": size}), ["run/", "room", "again|--verdicts|--out|--resume"])] += 1
@@ -488,22 +488,6 @@ def full_stages(work, rng):
         except Difference as error:
             raise Difference(f"{name}: {error}") from None
         shutil.rmtree(f"{place}/run")
-    return told
-
-
-def no_temporary_room(work):
-    """Where the folder for temporary files is full, no verdict is made up: the stage says which folder that is."""
-    if not os.environ.get(MOUNTS):
-        return Counter()
-    place = f"{work}/temporary"
-    os.makedirs(f"{place}/run")
-    os.makedirs(f"{place}.tmp")
-    mounted(f"{place}.tmp", 4)
-    open(f"{place}.tmp/full", "w").write("x" * 4096)
-    told = Counter()
-    for words in (["verify.py", f"{work}/stages/run/s.jsonl", "--out", "run/v.jsonl"], ["train.py", *RUN]):
-        told["TMPDIR", sentence(*finish(place, words), [f"{place}.tmp", "room|TMPDIR"]).replace(work, "")] += 1
-    subprocess.run(["umount", f"{place}.tmp"], check=True)
     return told
 
 
@@ -542,7 +526,7 @@ def main():
             if args.disk:
                 told += full_disks(work, args.disk, random.Random(f"{args.seed} disk"), bar)
             if args.stages:
-                told += read_only(work) + full_stages(work, random.Random(args.seed)) + no_temporary_room(work)
+                told += read_only(work) + full_stages(work, random.Random(args.seed))
         result = "all equal"
     except Difference as error:
         result = f"first difference: {error}"
