@@ -655,7 +655,7 @@ if __name__ == "__main__":
             print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        fail(f"cannot go on ({error}); mend that, and the same command with --resume continues")
+        fail(f"cannot go on ({error}); make room or mend it, and the same command with --resume continues")
     except RuntimeError as error:
         if not dist.is_initialized():
             raise
