@@ -91,6 +91,12 @@ def cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
+def cannot_write(path: str, error: BaseException) -> NoReturn:
+    """Ends the program where a file cannot be written; nothing is lost by that in any stage."""
+    reason = getattr(error, "strerror", None) or cause(error)
+    fail(f"cannot write {path} ({reason}); make room and give the same command again (train.py: with --resume), or choose another --out")
+
+
 def at_least(kind: type, low: float, exclusive: bool = False, high: float = 2**53) -> Callable[[str], float]:
     """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
     def parse(text):
@@ -179,7 +185,7 @@ def written(path: str, rows: Iterable[dict]) -> Iterator[dict]:
                 yield row
         os.replace(part, path)
     except OSError as error:
-        fail(f"cannot write {path} ({error.strerror}); choose another --out")
+        cannot_write(path, error)
 
 
 def write_jsonl(path: str, rows: Iterable[dict]) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from advantage import at_least, fail, is_number, printable, read_jsonl, read_verified
+from advantage import at_least, cannot_write, fail, is_number, printable, read_jsonl, read_verified
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
 
@@ -229,7 +229,7 @@ def save(figure: Any, path: str) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         figure.savefig(path, dpi=200)
     except OSError as error:
-        fail(f"cannot write {path} ({error.strerror}); choose another --out")
+        cannot_write(path, error)
     pyplot.close(figure)
 
 

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from advantage import at_least, cause, check_out, fail, read_jsonl
+from advantage import at_least, cannot_write, cause, check_out, fail, read_jsonl
 from verify import HEADER
 
 KEYS = ("id", "statement", "header", "informal")
@@ -364,7 +364,7 @@ def main():
                     group = ""
         os.replace(part, args.out)
     except OSError as error:
-        fail(f"cannot write {args.out} ({error.strerror}); choose another --out")
+        cannot_write(args.out, error)
     except torch.OutOfMemoryError:
         fail(f"{args.device} ran out of memory; lower --batch-tokens {args.batch_tokens}, what is done so far is kept")
     except KeyboardInterrupt:

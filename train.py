@@ -15,6 +15,7 @@ with the same bits. At a step's first mini-batch the ratio is 1 and the loss say
 """
 import argparse
 import contextlib
+import fcntl
 import functools
 import json
 import math
@@ -33,11 +34,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from advantage import add_advantages, at_least, cause, fail, read_jsonl, read_verified, write_jsonl, written
+from advantage import add_advantages, at_least, cannot_write, cause, fail, read_jsonl, read_verified, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from sample import add_engine_flags, choose_engine, encode, load_model, read_problems, sample_rows
 from real.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
@@ -307,6 +309,17 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Ten
     return tensors
 
 
+@contextlib.contextmanager
+def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
+    """Ends the program with a sentence where that fails: on a full disk each library has an exception of its own."""
+    try:
+        yield
+    except kinds as error:
+        if ranks()[0] > 0:
+            sys.exit(2)  # rank 0 hears of it and says so
+        cannot_write(path, next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error)
+
+
 def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, steps: int, buffer: list[dict],
                     history: list[dict], args: argparse.Namespace) -> None:
     """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete;
@@ -314,28 +327,34 @@ def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer
     rank, count = ranks()
     folder = f"{args.out}/checkpoints"
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
-    if rank == 0:
-        shutil.rmtree(part, ignore_errors=True)
-        os.makedirs(part)
     weights, tensors = full_state(model), moments(model, optimizer)
     if rank == 0:
-        model.save_pretrained(part, state_dict=weights)
-        tokenizer.save_pretrained(part)
+        with writing(part):
+            shutil.rmtree(part, ignore_errors=True)
+            os.makedirs(part)
+            model.save_pretrained(part, state_dict=weights)
+            tokenizer.save_pretrained(part)
     if count > 1:
         dist.all_reduce(torch.zeros(1))  # the folder is there
-    writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    with writing(f"{part}/optimizer", (OSError, CheckpointException)):
+        writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     if rank > 0:
         return
     taken = int(next(iter(optimizer.state.values()))["step"])
-    torch.save({"optimizer": taken, "buffer": buffer, "history": history}, f"{part}/trainer.pt")
-    shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
-    os.replace(part, final)
-    for name in os.listdir(folder):
-        if name != os.path.basename(final):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(f"{folder}/{name}/trainer.pt")
-            shutil.rmtree(f"{folder}/{name}/optimizer", ignore_errors=True)
+    with writing(f"{part}/trainer.pt"):
+        torch.save({"optimizer": taken, "buffer": buffer, "history": history}, f"{part}/trainer.pt")
+        shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
+        os.replace(part, final)
+    lighten_others(final)
+
+
+def lighten_others(checkpoint: str) -> None:
+    """Takes from all other checkpoints of the run what only serves to resume."""
+    for folder in {os.path.join(os.path.dirname(checkpoint), name) for name in os.listdir(os.path.dirname(checkpoint))} - {checkpoint}:
+        with contextlib.suppress(OSError):
+            os.remove(f"{folder}/trainer.pt")
+        shutil.rmtree(f"{folder}/optimizer", ignore_errors=True)
 
 
 def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[list[dict], list[dict]]:
@@ -367,6 +386,11 @@ def open_run(args: argparse.Namespace) -> None:
         fail(f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out")
     try:
         os.makedirs(args.out, exist_ok=True)
+        with contextlib.suppress(OSError):  # not every network file system knows locks
+            try:
+                fcntl.flock(os.open(args.out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+            except BlockingIOError:
+                fail(f"another train.py is at work in {args.out}; wait for it or end it, or name another folder with --out")
         if os.path.exists(path):
             before = next(read_jsonl(path), {})
             for name, value in vars(args).items():
@@ -522,7 +546,7 @@ def main():
         judge = remembering(args.verdicts) if args.verdicts else judge_batch
         open_run(args)
         log = open_log(args)
-        checkpoint = last_checkpoint(args.out)
+        checkpoint = None if args.advantages else last_checkpoint(args.out)
         sharded = dist.is_initialized() and args.shard == "fsdp"
         if args.engine == "vllm" and not args.advantages:  # first of all, since vLLM measures the free memory
             engines = start_engines(checkpoint or args.model, args, args.sleep)
@@ -551,12 +575,12 @@ def main():
                 fail(f"{args.advantages} has no row with an advantage; every group is all right or all wrong")
             if (largest := max(max(row["prompt_ids"] + row["completion_ids"]) for row in buffer)) >= model.config.vocab_size:
                 fail(f"{args.advantages} has a token {largest}, which {args.model} does not know; give the model that sampled the rows")
-            write_jsonl(f"{args.out}/args.json", [vars(args)])
         updated = update(model, reference, optimizer, share(buffer), args, 0)
         metrics = rank == 0 and step_metrics(0, rows) | updated
         save_checkpoint(model, tokenizer, optimizer, 1, [], [metrics], args)
         if rank == 0:
             write_jsonl(f"{args.out}/metrics.jsonl", [plain(metrics)])
+            write_jsonl(f"{args.out}/args.json", [vars(args)])  # last: until then the same command may be given again
             for sentence in alarms([metrics]):
                 print(f"warning: {sentence}", file=sys.stderr)
             print(f"{json.dumps(plain(metrics))}\nModel: {args.out}/checkpoints/step_00001")
@@ -565,6 +589,8 @@ def main():
         buffer, history = load_checkpoint(checkpoint, model, optimizer)
         if rank == 0 and len(history) > args.steps:
             fail(f"{args.out} already has {len(history)} steps; give --steps {len(history)} or more")
+        if rank == 0:
+            lighten_others(checkpoint)  # the run may have been killed before it could
         print(f"resuming {args.out} at step {len(history)}")
     first = len(history)
     if rank == 0:
@@ -599,8 +625,7 @@ def main():
             metrics = step_metrics(step, rows) | updated
             metrics |= {"seconds_sample": seconds_sample, "seconds_verify": seconds_verify, "seconds_update": time.time() - start}
             history.append(metrics)
-            with open(f"{args.out}/metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(metrics)) + "\n")
+            write_jsonl(f"{args.out}/metrics.jsonl", map(plain, history))
             log(metrics)
             tqdm.write(step_line(metrics))
             for sentence in alarms(history):
@@ -641,6 +666,8 @@ if __name__ == "__main__":
         if ranks()[0] == 0:
             print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        fail(f"cannot go on ({error}); make room or mend it, and the same command with --resume continues")
     except RuntimeError as error:
         if not dist.is_initialized():
             raise

@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, check_out, fail, printable, read_jsonl
+from advantage import at_least, cannot_write, check_out, fail, printable, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -309,14 +309,16 @@ def run_lean(source: str, lean: Lean, timeout: float, tag: str | None = None,
     env = dict(lean.env, CPU_SECONDS=str(60 + int(timeout * (1 + source.count(tag) if tag else 1))))
     ours, its = os.openpty()  # to a terminal Lean writes line by line, to a pipe whenever 4 KB have gathered
     tty.setraw(its)
-    with tempfile.TemporaryFile() as text:  # without a name: no kill leaves it behind
-        text.write(source.encode("utf-8", "replace"))
-        text.seek(0)
-        try:
+    try:
+        with tempfile.TemporaryFile() as text:  # without a name: no kill leaves it behind
+            text.write(source.encode("utf-8", "replace"))
+            text.seek(0)
             process = subprocess.Popen([*lean.sandbox, *lean.command], stdin=text, stdout=its, stderr=its, env=env, cwd=lean.folder,
                                        start_new_session=True)
-        finally:
-            os.close(its)
+    except OSError as error:
+        fail(f"cannot start Lean on a file in {tempfile.gettempdir()} ({error.strerror}); make room there or set TMPDIR to another folder")
+    finally:
+        os.close(its)
     poll, deadline = select.poll(), time.monotonic() + timeout
     poll.register(ours, select.POLLIN)
     try:
@@ -404,7 +406,7 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
                 connection.execute("CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)")
                 yield connection
         except sqlite3.Error as error:
-            fail(f"cannot keep verdicts in {path} ({error}); name another file with --verdicts")
+            fail(f"cannot keep verdicts in {path} ({error}); make room or name another file with --verdicts")
 
     def remembered(batch, lean, timeout, stop=None):
         way = [verifier, judge.__module__, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
@@ -708,7 +710,7 @@ def main():
                 errors += [row["message"]] * (row["verdict"] == "error")
         os.replace(part, args.out)
     except OSError as error:
-        fail(f"cannot write {args.out} ({error.strerror}); choose another --out, or make room: what is done so far is kept")
+        cannot_write(args.out, error)
     except KeyboardInterrupt:
         print("stopped; the same command continues", file=sys.stderr)
         sys.exit(130)

