@@ -3,7 +3,8 @@
     python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25
     python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25 --rank-by token-mean
 
-Reads: id, sample, completion_ids, logprobs, reward (1.0, 0.0, or null where the verifier broke).
+Reads: id, sample, completion_ids, logprobs, reward (1.0, 0.0, or null where the verifier broke), group by group: the rows of a
+       group follow each other, as sample.py and verify.py write them.
 Adds:  rank           0 = most likely completion of its group under pi_old .. G-1 = least likely
        shaped_reward  r_i = R_i (1 - beta_rank (G - rank_i) / G)
        advantage      A_i = (r_i - mean(r)) / (std(r) + 1e-6), one number for every token of the completion
@@ -11,6 +12,7 @@ All three are null where the reward is; the last two are null in a group that is
 """
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -27,11 +29,13 @@ def likelihood_rank(completions: Sequence[Hashable], scores: Sequence[float], ti
     ties "broken" lets it, and sampling order where there is none, to compare."""
     if ties == "broken":
         return np.argsort(np.argsort(-np.array(scores), kind="stable"), kind="stable").astype(float)
-    mean_of = {c: np.mean([s for d, s in zip(completions, scores) if d == c]) for c in set(completions)}
-    score = np.array([mean_of[c] for c in completions])
-    likelier = (score[None, :] > score[:, None]).sum(axis=1)  # [G]
-    tied = (score[None, :] == score[:, None]).sum(axis=1)  # [G], counts itself
-    return likelier + (tied - 1) / 2
+    scores_of = {}
+    for completion, score in zip(completions, scores):
+        scores_of.setdefault(completion, []).append(score)
+    mean_of = {completion: np.mean(some) for completion, some in scores_of.items()}
+    falling = -np.array([mean_of[completion] for completion in completions])
+    likelier, not_rarer = (np.searchsorted(np.sort(falling), falling, side) for side in ("left", "right"))  # [G] each
+    return (likelier + not_rarer - 1) / 2
 
 
 def unlikeliness_reward(rewards: np.ndarray, ranks: np.ndarray, beta_rank: float) -> np.ndarray:
@@ -133,13 +137,13 @@ def check_out(out: str, *inputs: str | None) -> None:
 def read_jsonl(path: str, *keys: str, lines: Iterable | None = None) -> Iterator[Any]:
     """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys.
     lines: the file's lines, where they are still coming; a None among them is passed on."""
-    number = 0
+    number, decode = 0, json.JSONDecoder(parse_constant=int).decode  # int("NaN") is a ValueError: no JSON either
     try:
         with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8-sig") as lines:
             for line in lines:
                 number += line is not None
                 try:
-                    row = line and json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: no JSON either
+                    row = line and decode(line)
                     if line and "\\u" in line:
                         json.dumps(row, ensure_ascii=False).encode()  # a ValueError for half a surrogate pair, which no file can hold
                 except (ValueError, RecursionError):
@@ -186,6 +190,9 @@ def written(path: str, rows: Iterable[dict]) -> Iterator[dict]:
         os.replace(part, path)
     except OSError as error:
         cannot_write(path, error)
+    finally:
+        with contextlib.suppress(OSError):  # there is none where all went well
+            os.remove(part)
 
 
 def write_jsonl(path: str, rows: Iterable[dict]) -> None:
@@ -205,17 +212,23 @@ def main():
     parser.add_argument("--ties", choices=["shared", "broken"], default="shared", help="rank of equal completions: one, or by float noise")
     args = parser.parse_args()
     check_out(args.out, args.rows)
-    rows = list(read_verified(args.rows, "sample", "completion_ids", "logprobs"))
-    if not rows:
-        fail(f"{args.rows} has no rows; run verify.py first")
-    seen = {}
-    for number, row in enumerate(rows, 1):
-        if (first := seen.setdefault((row["id"], row["sample"]), number)) < number:
-            fail(f"{args.rows}, line {number}: sample {row['sample']} of {row['id']} stands in line {first} too; give each one once")
-    rows = add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)
-    write_jsonl(args.out, rows)
-    kept = sum(row["advantage"] is not None for row in rows)
-    print(f"{len(rows)} rows, {len({row['id'] for row in rows})} groups, {kept} rows in groups that are neither all right nor all wrong")
+    total, groups, kept = 0, set(), 0
+
+    def group_by_group():
+        for name, group in itertools.groupby(read_verified(args.rows, "sample", "completion_ids", "logprobs"), lambda row: row["id"]):
+            if name in groups:
+                fail(f"{args.rows}: {name} comes again after other groups; put the rows of a group next to each other")
+            groups.add(name)
+            rows = list(group)
+            if len({row["sample"] for row in rows}) < len(rows):
+                fail(f"{args.rows}: {name} has a sample twice; give each one once")
+            yield from add_advantages(rows, args.unlikeliness, args.rank_by, args.ties)
+        if not groups:
+            fail(f"{args.rows} has no rows; run verify.py first")
+
+    for row in written(args.out, group_by_group()):
+        total, kept = total + 1, kept + (row["advantage"] is not None)
+    print(f"{total} rows, {len(groups)} groups, {kept} rows in groups that are neither all right nor all wrong")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import advantage
 from advantage import add_advantages, group_advantages, likelihood_rank, read_jsonl, unlikeliness_reward, write_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -168,6 +169,17 @@ def test_random_groups_against_a_second_implementation():
         assert sum(column(rows, "advantage")) == pytest.approx(0, abs=1e-9)
 
 
+def test_ranks_are_those_counted_pair_by_pair():
+    """As the definition says it: how many are likelier, and half of the others that are equal."""
+    rng = random.Random(1)
+    for G in (1, 2, 7, 40):
+        completions = [rng.randrange(1 + G // 2) for _ in range(G)]
+        scores = [-float(completion % 5) for completion in completions]  # some differ in text alone
+        ranks = advantage.likelihood_rank(completions, scores)
+        for score, rank in zip(scores, ranks):
+            assert rank == sum(other > score for other in scores) + (sum(other == score for other in scores) - 1) / 2
+
+
 # JSONL
 
 def failed(capsys, call):
@@ -245,8 +257,27 @@ def test_command(tmp_path):
     assert run("--help", cwd=tmp_path).returncode == 0
 
 
+def test_command_holds_a_group_at_a_time(tmp_path, monkeypatch, capsys):
+    """The rows of a group are written before the next group is read."""
+    path, sizes, read = tmp_path / "verified.jsonl", [], []
+    write_jsonl(path, group([1.0, 0.0], [-1, -2], "a") + group([0.0] * 3, [-1] * 3, "b") + group([1.0, 0.0], [-1, -2], "c"))
+
+    def counted(*arguments):
+        for row in read_verified(*arguments):
+            read.append(row["id"])
+            yield row
+    read_verified = advantage.read_verified
+    monkeypatch.setattr(advantage, "read_verified", counted)
+    monkeypatch.setattr(advantage, "written", lambda path, rows: (sizes.append((row["id"], len(read))) or row for row in rows))
+    monkeypatch.setattr(sys, "argv", ["advantage.py", str(path), "--out", "unused"])
+    advantage.main()
+    assert sizes == [("a", 3)] * 2 + [("b", 6)] * 3 + [("c", 7)] * 2  # one row ahead, which tells that a group is over
+    assert capsys.readouterr().out == "7 rows, 3 groups, 4 rows in groups that are neither all right nor all wrong\n"
+
+
 @pytest.mark.parametrize("arguments, message", [
     ("", "required"),
+    ("torn.jsonl --out out.jsonl", "torn.jsonl: a comes again after other groups; put the rows of a group next to each other"),
     ("verified.jsonl", "--out"),
     ("none.jsonl --out out.jsonl", "No such file"),
     (". --out out.jsonl", "cannot read"),
@@ -265,6 +296,7 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, message):
     write_jsonl(tmp_path / "verified.jsonl", group([1.0, 0.0], [-1, -2]))
     write_jsonl(tmp_path / "sampled.jsonl", [{key: value for key, value in group([1.0], [-1])[0].items() if key != "reward"}])
     write_jsonl(tmp_path / "text.jsonl", group(["right"], [-1]))
+    write_jsonl(tmp_path / "torn.jsonl", [row for name in "aba" for row in group([1.0, 0.0], [-1, -2], name)])
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "cut.jsonl").write_text((tmp_path / "verified.jsonl").read_text()[:-20])
     done = run(*arguments.split(), cwd=tmp_path)
