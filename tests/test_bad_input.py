@@ -201,7 +201,8 @@ CASES = [
     ("advantage", "in.jsonl --out out.jsonl --ties maybe", GOOD, "--ties choice"),
     ("advantage", "in.jsonl in.jsonl --out out.jsonl", GOOD, "unrecognized"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(SAMPLE)}, "line 1 'reward' missing"),
-    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, VERIFIED)}, "line 2 'line 1' sample"),
+    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, VERIFIED)}, "in.jsonl 'a has a sample twice'"),
+    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, OTHER, {**VERIFIED, "sample": 1})}, "in.jsonl 'a comes again' 'next to each other'"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, '{"id": "a", "sample": 1, "reward": 1}')}, "line 2 completion_ids missing"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED).replace("-0.25", "-1e999")}, "line 1 logprobs"),
     # train.py
@@ -353,7 +354,7 @@ WORKS += [
     ("verify", "in.jsonl --out out.jsonl --timeout 1e15 --memory-gb 4096", SAMPLES, "1 rows"),
     ("verify", "in.jsonl --out out.jsonl --verdicts store", SAMPLES | {"store": b""}, "1 rows"),
     ("verify", "in.jsonl --out out.jsonl", {"in.jsonl": lines(SAMPLE), "out.jsonl": "old\n"}, "1 rows"),
-    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, OTHER, {**VERIFIED, "sample": 1, "reward": 0})}, "3 rows, 2 groups, 2 rows in"),
+    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, {**VERIFIED, "sample": 1, "reward": 0}, OTHER)}, "3 rows, 2 groups, 2 rows in"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines({**VERIFIED, "reward": None}, {**VERIFIED, "sample": 7, "reward": None})}, "2 rows, 1 groups, 0 rows in"),
     ("evaluate", "in.jsonl more.jsonl --out figures", {"in.jsonl": lines(VERIFIED), "more.jsonl": lines(OTHER)}, "'problems in common'"),
     ("evaluate", "in.jsonl more.jsonl --out figures", {"in.jsonl": lines(*[VERIFIED] * 5, OTHER), "more.jsonl": lines(*[OTHER] * 3)}, "'N stops at 1'"),
