@@ -202,7 +202,7 @@ CASES = [
     ("advantage", "in.jsonl in.jsonl --out out.jsonl", GOOD, "unrecognized"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(SAMPLE)}, "line 1 'reward' missing"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, VERIFIED)}, "in.jsonl 'a has a sample twice'"),
-    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, OTHER, {**VERIFIED, "sample": 1})}, "in.jsonl 'a comes again' 'next to each other'"),
+    ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, {**VERIFIED, "id": "b"}, {**VERIFIED, "sample": 1})}, "in.jsonl 'a comes again' 'next to each other'"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, '{"id": "a", "sample": 1, "reward": 1}')}, "line 2 completion_ids missing"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED).replace("-0.25", "-1e999")}, "line 1 logprobs"),
     # train.py
