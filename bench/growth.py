@@ -7,7 +7,8 @@
 the same ones under other ids. For 4 times the length the sampler draws 200 tokens of each completion instead of 50 (from a copy of the
 prover whose end-of-text is another one, which it hardly ever says), and the other stages get rows whose prompt, tokens and
 log-probabilities stand there four times, and their proofs four times as many lines. Each stage is a command in a process of its own;
-of its seconds, those of the same command with next to nothing to do are taken away. Memory is its largest resident size.
+of its seconds, those of the same command with next to nothing to do are taken away. Memory is its largest resident size. Ratios are of CPU
+time, Lean's included, which other work on the machine disturbs less; 4.0 is linear.
 """
 import argparse
 import json
@@ -27,7 +28,7 @@ BARE = "import json, sys\nfor line in open(sys.argv[1], encoding='utf-8'): json.
 
 
 def measure(*command):
-    """(seconds, GB) of a Python process."""
+    """(seconds, GB, CPU seconds) of a Python process. Linux counts this process's memory as the child's before it begins, so little is kept here."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, *map(str, command)], cwd=HERE, stdout=said, stderr=said)
@@ -36,7 +37,7 @@ def measure(*command):
         if process.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(map(str, command))} failed:\n{said.read().decode()}")
-    return time.perf_counter() - start, used.ru_maxrss / 1e6
+    return time.perf_counter() - start, used.ru_maxrss / 1e6, used.ru_utime + used.ru_stime  # of all that it waited for too
 
 
 def longer(row, times):
@@ -61,7 +62,7 @@ def sample(folder, name, limit, model="toy/base", tokens=200, samples=32):
 
 
 def stages(folder):
-    """Yields (stage, size, (seconds, GB)); size 0 is next to nothing, 1L and 4L are the lengths."""
+    """Yields (stage, size, what measure says); size 0 is next to nothing, 1L and 4L are the lengths."""
     endless = f"{folder}/endless"
     shutil.copytree(f"{HERE}/toy/base", endless)
     for name, before, after in (("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 0'),
@@ -84,12 +85,11 @@ def stages(folder):
 def later_stages(folder, samples, size):
     verified, many, advantages = (f"{folder}/{name}{size}.jsonl" for name in "vma")
     yield "verify.py", size, measure("verify.py", samples, "--out", verified, "--batch", 128)
-    rows = list(read_jsonl(verified))
-    repeated(rows, 32 * len(rows) if size else 32, many)
+    repeated(read_jsonl(verified), {0: 32, "4L": 32 * 512}.get(size, 32 * 512 * size), many)
     yield "advantage.py", size, measure("advantage.py", many, "--out", f"{folder}/thrown-away.jsonl")
     yield "evaluate.py", size, measure("evaluate.py", many, "--out", f"{folder}/figures")
     if not size:  # what Lean says of a few samples may be the same of all
-        write_jsonl(verified, [dict(row, reward=float(k % 2)) for k, row in enumerate(rows)])
+        write_jsonl(verified, [dict(row, reward=float(k % 2)) for k, row in enumerate(read_jsonl(verified))])
     measure("advantage.py", verified, "--out", advantages)
     yield "train.py, an update", size, measure("train.py", "--advantages", advantages, "--out", f"{folder}/run{size}")
 
@@ -102,14 +102,12 @@ def growth(args):
                 found.setdefault((stage, size), []).append(used)
     middle = {key: [statistics.median(values) for values in zip(*used)] for key, used in found.items()}
     print("| stage | start, s | 1x, s | 4x | 16x | 16x over 4x | GB at 1x, 4x, 16x | 4 times the length, s | over 1x | GB |\n" + "|---" * 10 + "|")
-    for stage in dict(found):
-        if stage[1] != 0:
-            continue
-        start, *seconds = (middle[stage[0], size][0] for size in (0, 1, 4, 16))
-        short, long = (middle.get((stage[0], size)) or middle[stage[0], 1] for size in ("1L", "4L"))
-        print(f"| {stage[0]} | {start:.1f} | {' | '.join(f'{s - start:.2f}' for s in seconds)} | {(seconds[2] - start) / (seconds[1] - start):.1f} "
-              f"| {', '.join(f'{middle[stage[0], size][1]:.2f}' for size in (1, 4, 16))} | {long[0] - start:.2f} "
-              f"| {(long[0] - start) / (short[0] - start):.1f} | {long[1]:.2f} |")
+    for stage in dict.fromkeys(stage for stage, _ in found):
+        (start, _, start_cpu), *more = (middle[stage, size] for size in (0, 1, 4, 16))
+        short, long = (middle.get((stage, size)) or more[0] for size in ("1L", "4L"))
+        ratio = lambda a, b: f"{(a[2] - start_cpu) / (b[2] - start_cpu):.1f}"  # noqa: B023
+        print(f"| {stage} | {start:.1f} | {' | '.join(f'{s - start:.1f}' for s, *_ in more)} | {ratio(more[2], more[1])} "
+              f"| {', '.join(f'{gb:.2f}' for _, gb, _ in more)} | {long[0] - start:.1f} | {ratio(long, short)} | {long[1]:.2f} |")
 
 
 def million(args):
@@ -129,7 +127,7 @@ def million(args):
         for name, pairs in used.items():
             seconds, ratios = [pair[0] for pair in pairs], [pair[0] / bare[0] for pair, bare in zip(pairs, used["bare json.loads"])]
             cells = [f"{statistics.median(x):.{d}f} [{min(x):.{d}f}, {max(x):.{d}f}]" for x, d in ((seconds, 1), (ratios, 2))]
-            print(f"| {name} | {cells[0]} | {max(gb for _, gb in pairs):.2f} | {cells[1]} |")
+            print(f"| {name} | {cells[0]} | {max(pair[1] for pair in pairs):.2f} | {cells[1]} |")
 
 
 def main():

@@ -2,8 +2,8 @@
 
     python bench/overlap.py --rounds 3
 
-The embedded prover samples 16 groups, one after another; a verifier that sleeps instead of working takes as long as the sampler
-(as if Lean had cores of its own). Compared in turn: first one, then the other; and streamed, as train.py does it.
+The embedded prover samples 16 groups of 32, one group after another; a verifier that sleeps instead of working takes as long as the
+sampler (as if Lean had cores of its own). In turn: first one, then the other; and streamed, as train.py does it. Median [smallest, largest].
 """
 import argparse
 import os
@@ -26,8 +26,8 @@ def main():
     problems = read_problems(f"{HERE}/toy/train.jsonl", 16)
     lean = verify.Lean([], [], {}, "", "", True, "", False, "")
 
-    def sampler():
-        return sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, batch_tokens=1, progress=False)
+    def sampler():  # one group fits into so many tokens, two do not
+        return sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, batch_tokens=10000, progress=False)
 
     def run(streamed, seconds):
         """(whole seconds, those of sampling), the verifier needing `seconds` in all."""
@@ -51,9 +51,10 @@ def main():
         for streamed in results:
             whole, sampling = run(streamed, seconds)
             results[streamed].append(whole / max(sampling, seconds))
-    print(f"sampling {seconds:.2f} s for {distinct} distinct completions; whole time over the longer of the two:")
+    print(f"sampling {seconds:.2f} s, {distinct} distinct completions\n\n| | whole time over the longer of the two |\n|---|---|")
     for streamed, ratios in results.items():
-        print(f"{'streamed' if streamed else 'one after the other':20s}{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+        cell = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+        print(f"| {'streamed' if streamed else 'one after the other'} | {cell} |")
 
 
 if __name__ == "__main__":

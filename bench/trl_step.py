@@ -127,6 +127,8 @@ def main():
     args = parser.parse_args()
     if args.child:
         return (ours if args.child == "ours" else theirs)(args)
+    if not args.peer_python:
+        parser.error("give --peer-python, the Python of an environment with trl (see the docstring)")
     parts, steps = ("generation", "update"), {}
     print("| iterations | part | ours, s | TRL, s | TRL over ours | ours, GB | TRL, GB |\n|---|---|---|---|---|---|---|")
     for iterations in (1, 2):

@@ -66,7 +66,7 @@ def main():
             start = time.perf_counter()
             train.update(model, reference, optimizer, rows, settings, 0)
             seconds = time.perf_counter() - start
-            per_token = [sum(times) / 4 for times in zip(*(product_seconds(model, budget) for _ in range(4)))]
+            per_token = [statistics.mean(times) for times in zip(*(product_seconds(model, budget) for _ in range(max(1, 8192 // budget))))]
             floor = sum(count * per_token[gradient] for _, count, gradient in seen)
             if step:
                 speeds.append(tokens / seconds)
