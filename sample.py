@@ -292,10 +292,13 @@ def part_file(args: argparse.Namespace, problems: list[dict]) -> tuple[str, int]
     part = f"{args.out}.part-{hashlib.sha256(depends_on.encode()).hexdigest()[:12]}"
     if not os.path.exists(part):
         return part, 0
+    groups, size, whole = 0, 0, 0
     with open(part, "rb+") as file:
-        lines = [line for line in file if line.endswith(b"\n")]  # the last line may be half written, and the last group
-        groups = len(lines) // args.num_samples
-        file.truncate(sum(map(len, lines[:groups * args.num_samples])))
+        for number, line in enumerate(file, 1):  # the last line may be half written, and the last group
+            size += len(line)
+            if number % args.num_samples == 0 and line.endswith(b"\n"):
+                groups, whole = groups + 1, size
+        file.truncate(whole)
     return part, groups
 
 

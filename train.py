@@ -69,13 +69,14 @@ def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
 
 
 def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tuple[int, ...]]]]:
-    """The micro-batches of each of `count` ranks: lists of sequences (see pack) of similar length, whose padded size stays within
-    the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
+    """The micro-batches of each of `count` ranks: lists of sequences (see pack), none below 0.8 of the longest, whose padded size
+    stays within the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
     they go through them in step."""
     length, hands, tokens = pack(rows, token_budget), [[] for _ in range(count)], [0] * count
     for sequence in sorted(length, key=lambda sequence: -length[sequence]):
         least = tokens.index(min(tokens))
-        if not hands[least] or (len(hands[least][-1]) + 1) * length[hands[least][-1][0]] > token_budget:
+        first = length[hands[least][-1][0]] if hands[least] else math.inf
+        if length[sequence] < 0.8 * first or (len(hands[least][-1]) + 1) * first > token_budget:
             hands[least].append([])
         hands[least][-1].append(sequence)
         tokens[least] += length[sequence]

@@ -168,6 +168,7 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
             assert len({len(hand) for hand in hands}) == 1 and len(hands) == count
             tokens = [sum(lengths[sequence] for sequence in sum(hand, [])) for hand in hands]
             assert max(tokens) - min(tokens) <= max(lengths.values())
+            assert all(min(lengths[s] for s in batch) >= 0.8 * max(lengths[s] for s in batch) for hand in hands for batch in hand if batch)
             assert all(len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget for hand in hands for batch in hand)
     assert train.deal(rows[:2], 1, 3)[2] == [[]]
 
