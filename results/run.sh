@@ -2,12 +2,13 @@
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
 #     bash results/run.sh                  # the runs, into runs/results; their tables and figures replace those in results/
+#     LR=5e-5 SHORT=0 bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5          # half the learning rate, no ablation
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
 #
 # Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
 # a completion (--verdicts): many are sampled by several of them. A run goes once through its problems, the first of toy/train.jsonl.
 set -euo pipefail
-export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-75} LR=${LR:-5e-5} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
+export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
@@ -25,7 +26,7 @@ judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
 run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
-        --lr "$LR" --steps "$3" --eval-samples 0 --save-every "$SHORT" --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
+        --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
     judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4"
 }
 
@@ -53,7 +54,7 @@ two_at_a_time() {
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done
 } | two_at_a_time
-{
+[ "$SHORT" -eq 0 ] || {
     for seed in $SEEDS; do  # the last with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
         echo "run epochs-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2"  # both are there already, after more steps
         echo "run unlikeliness-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
