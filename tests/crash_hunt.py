@@ -227,7 +227,7 @@ def draw(rng, kind, done, whole, place):
         "checkpoint": {"appears": "checkpoints/part", "delay": soon / 2},
         "optimizer": {"appears": "checkpoints/part/optimizer", "delay": soon / 6},
         "trainer.pt": {"appears": "checkpoints/part/trainer.pt", "delay": soon / 40},
-        "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, left // 2 + 2)},
+        "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, max(2, left // 2 + 1))},
         "clean-up": stop | {"pattern": r"(remove|rmdir) .*checkpoints/step", "count": rng.randrange(1, 9)},
         "operation": stop | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * left // STEPS)},
     }
