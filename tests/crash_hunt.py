@@ -212,23 +212,24 @@ def stage(run, since):
 
 def draw(rng, kind, done, whole, place):
     """A moment of that kind, as what kill_at waits for; done: steps that a checkpoint has; whole: how the reference run went."""
-    step, soon = rng.randrange(done, STEPS), rng.uniform(0, 0.12)
+    left, soon = max(1, STEPS - done), rng.uniform(0, 0.12)
+    step = rng.randrange(STEPS - left, STEPS)
     stop = {"marker": f"{place}.here", "count": 1}
     waits = {
-        "time": {"appears": "args.json", "delay": rng.uniform(0, whole["seconds"] * (STEPS - done) / STEPS)},
+        "time": {"appears": "args.json", "delay": rng.uniform(0, whole["seconds"] * left / STEPS)},
         "start": {"delay": rng.uniform(0, whole["start"])},
         "sampling": {"appears": f"step_{step:05d}/samples.jsonl.part", "delay": soon},
         "verifying": {"appears": f"step_{step:05d}/samples.jsonl", "delay": soon},
         "advantages": stop | {"pattern": f"{rng.choice(['open', 'rename'])} .*step_{step:05d}/advantages.jsonl.part"},
         "update": {"appears": f"step_{step:05d}/advantages.jsonl", "delay": soon},
-        "metrics": stop | {"pattern": f"{rng.choice(['open', 'rename'])} .*/metrics.jsonl", "count": rng.randrange(1, STEPS - done + 1)},
+        "metrics": stop | {"pattern": f"{rng.choice(['open', 'rename'])} .*/metrics.jsonl", "count": rng.randrange(1, left + 1)},
         "evaluation": {"appears": f"eval_{rng.choice([0, 3, 6]):05d}/samples.jsonl.part", "delay": 3 * soon},
         "checkpoint": {"appears": "checkpoints/part", "delay": soon / 2},
         "optimizer": {"appears": "checkpoints/part/optimizer", "delay": soon / 6},
         "trainer.pt": {"appears": "checkpoints/part/trainer.pt", "delay": soon / 40},
-        "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, (STEPS - done) // 2 + 1)},
+        "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, max(2, left // 2 + 1))},
         "clean-up": stop | {"pattern": r"(remove|rmdir) .*checkpoints/step", "count": rng.randrange(1, 9)},
-        "operation": stop | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * (STEPS - done) // STEPS)},
+        "operation": stop | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * left // STEPS)},
     }
     return waits[kind]
 
@@ -528,6 +529,8 @@ def main():
             if args.stages:
                 told += read_only(work) + full_stages(work, random.Random(args.seed))
         result = "all equal"
+    except KeyboardInterrupt:
+        result = "stopped; all equal so far"
     except Difference as error:
         result = f"first difference: {error}"
     print(f"\n| {'killed in':16} | {'1 process':>9} | {'2 processes':>11} |\n| {'-' * 16} | {'-' * 8}: | {'-' * 10}: |")
