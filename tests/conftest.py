@@ -1,10 +1,13 @@
 """Fixtures for all tests: a random tiny Llama with a word-level tokenizer of Lean words, saved as a model folder."""
 import os
+import signal
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored, and the processes of the tests with it
 
 WORDS = """theorem Prop by intro intros exact apply constructor cases rcases obtain have show left right assumption
 exfalso contradiction simp with at from fun rfl trivial True False And Or Not Iff inl inr mp mpr p q r s""".split()
