@@ -155,8 +155,9 @@ def prefill(model: Any, prompts: list[list[int]]) -> tuple[torch.Tensor, Any, to
 
 
 def distinct(row: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Samples that stood at `row` [S] of the batch drew `token` [S]. Returns, of the R rows that they make, (the former row [R],
-    the token [R]), and each sample's row [S]. A row's first continuation stays at its place if it can, so that little is copied."""
+    """Samples that stood at `row` [S] of the batch drew `token` [S]. Returns, of the R rows that they make, the former row [R] and
+    the token [R], and each sample's row [S]: rows 0, 0, 1 that drew 5, 7, 5 make rows that were 0, 1, 0 and go on with 5, 5, 7, and
+    stand at 0, 2, 1. One continuation of a row stays at its place, if the new batch still has that, so that little is copied."""
     vocabulary = token.max() + 1
     pairs, row = torch.unique(row * vocabulary + token, return_inverse=True)  # sorted
     former, token, place = pairs // vocabulary, pairs % vocabulary, torch.arange(len(pairs), device=row.device)
@@ -181,8 +182,8 @@ def decode(model: Any, tokenizer: Any, prefilled: tuple, copies: int, draws: tor
     position = mask.sum(1)  # [R] of the next token, padding not counted
     mask = torch.cat([mask, mask.new_ones(R, T)], dim=1)
     tokens, chosen = torch.zeros_like(draws, dtype=torch.long), torch.zeros_like(draws, dtype=torch.float)
-    live = torch.arange(B, device=mask.device)  # [S] samples that go on
-    row, lengths = live // copies, torch.zeros_like(live)  # [S] where each stands in the batch; [B], 0 where nothing stops it
+    live = torch.arange(B, device=mask.device)  # [S] samples that go on, prompt by prompt
+    row, lengths = live // copies, torch.zeros_like(live)  # [S] where each stands in the batch, at first at its prompt; [B], 0 where nothing stops it
     for t in range(T):
         logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [R, V]
         cdf = logprobs.double().exp().cumsum(dim=-1)[row]  # [S, V]
@@ -200,7 +201,7 @@ def decode(model: Any, tokenizer: Any, prefilled: tuple, copies: int, draws: tor
             break
         former, token, row = distinct(row, token)
         cache.batch_select_indices(former)
-        mask, position = mask[former], position[former] + (t > 0)
+        mask, position = mask[former], position[former] + (t > 0)  # at first it is the new token's already
         logits = model(input_ids=token[:, None], attention_mask=mask[:, :L + t + 1], position_ids=position[:, None],
                        past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     bar.update(len(live))

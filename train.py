@@ -52,8 +52,9 @@ EMPTY = {"prompt_ids": [0], "completion_ids": [0], "advantage": 0.0}  # what a r
 
 
 def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
-    """Sequences, each a prompt and as many of its completions as twice the longest row's length holds, with their lengths. A row
-    is its index in rows; what rows begin with in common, and neighbours have most of it, is there once (see tree)."""
+    """Returns a dict: a sequence, which is the indices of some rows of one prompt, to its length, the number of nodes of their tree. As
+    many share a sequence as twice the longest row's length (or the budget, if less) holds; a row that is longer than the budget
+    has one of its own. Sorted, a row has with the one before it all that it has in common with any before it."""
     texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
     longest, sequences = max(map(len, texts)), []  # type: int, list[tuple[tuple[int, ...], int]]
     width = max(longest, min(2 * longest, token_budget))
@@ -70,7 +71,7 @@ def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
 
 def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tuple[int, ...]]]]:
     """The micro-batches of each of `count` ranks: lists of sequences (see pack), none below 0.8 of the longest, whose padded size
-    stays within the budget. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
+    stays within the budget if they are more than one. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
     they go through them in step."""
     length, hands, tokens = pack(rows, token_budget), [[] for _ in range(count)], [0] * count
     for sequence in sorted(length, key=lambda sequence: -length[sequence]):
@@ -135,7 +136,9 @@ class Head(torch.autograd.Function):
 def target_logprobs(model: Any, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, at: tuple, targets: torch.Tensor,
                     temperature: float, chunk: int) -> torch.Tensor:
     """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
-    hidden = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[at]  # [N, H]
+    hidden = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state  # [B, L, H]
+    # not hidden[at]: its backward adds up what falls on one place in the order in which threads come
+    hidden = hidden.flatten(0, 1).index_select(0, at[0] * ids.shape[1] + at[1])  # [N, H]
     head = model.get_output_embeddings()
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else head.weight.dtype
     return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
@@ -146,7 +149,7 @@ def token_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, dtype
     """Log-probabilities [N] of the rows' completion tokens, row after row (of all sequences, if given), with gradient where it is enabled.
 
     A sequence holds completions of one prompt as a tree: a token sees those on its way from the root, itself included, and its
-    position is their number, as in a text of its own. Only where a completion's token is next are logits made, once for equal
+    position is the number of those before it, as in a text of its own. Only where a completion's token is next are logits made, once for equal
     ones, never [B, L, V]. They go to float32 and are divided by the sampling temperature, as in the sampler, so that the policy
     that is trained is the policy that sampled. Lengths alone say what is a completion, its EOS included; padding sees itself.
     """
@@ -167,8 +170,8 @@ def token_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, dtype
     ids, positions, mask = (torch.from_numpy(array).to(device) for array in (ids, positions, mask[:, None]))  # [B, L], [B, 1, L, L]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
         logprobs = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))  # its own where FSDP has to know
-        return logprobs(ids, positions, mask, (at_sequence, at_node), targets, temperature,
-                        chunk or max(1, LOGITS // model.config.vocab_size))[torch.tensor(places, device=device)]
+        values = logprobs(ids, positions, mask, (at_sequence, at_node), targets, temperature, chunk or max(1, LOGITS // model.config.vocab_size))
+        return values.index_select(0, torch.tensor(places, device=device))
 
 
 @torch.no_grad()

@@ -171,6 +171,7 @@ def main():
     base = passes([f"{args.folder}/base/verified.jsonl"])
     steps = [int(path.split("-")[-1]) for path in glob.glob(f"{seeds_of(args.folder, 'unlikeliness-2')[0]}/val-*")]
     rates = {name: passes([f"{run}/val-{max(steps)}/verified.jsonl" for run in seeds_of(args.folder, name)]) for name in SETTINGS}
+    base = base[:, :, :min(rate.shape[2] for rate in rates.values())]  # of it there are twice as many samples
     tables = {}
 
     columns = pass_columns({"base": interval(base), **{name: interval(rates[name]) for name in SETTINGS}})

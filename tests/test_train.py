@@ -112,6 +112,22 @@ def test_completions_that_begin_alike_have_the_values_and_gradients_of_each_alon
     assert sum(train.pack(rows, 10**6).values()) == 3 + len({tuple(c[:k]) for c in completions for k in range(1, len(c))})
 
 
+def test_the_gradient_has_the_same_bits_each_time(model):
+    """On two threads too, where the gradients of many tokens meet at one place of the tree."""
+    rng, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    rows = [{"prompt_ids": [1, 5, 6], "completion_ids": [*torch.randint(3, 40, (2,), generator=rng).tolist(), 2]} for _ in range(2000)]
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(40):
+            model.zero_grad()
+            (train.token_logprobs(model, rows, sequences=[list(range(2000))]) * torch.linspace(-1, 1, 6000)).sum().backward()
+            gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+        assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model):
     rows = make_rows(model, 40)
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) - 1 for row in rows)
