@@ -71,8 +71,8 @@ def pack(rows: list[dict], token_budget: int) -> dict[tuple[int, ...], int]:
 
 def deal(rows: list[dict], token_budget: int, count: int) -> list[list[list[tuple[int, ...]]]]:
     """The micro-batches of each of `count` ranks: lists of sequences (see pack), none below 0.8 of the longest, whose padded size
-    stays within the budget if they are more than one. The ranks have about equally many tokens, and equally many micro-batches, [] where one has nothing left, since
-    they go through them in step."""
+    stays within the budget if they are more than one. The ranks have about equally many tokens, and equally many micro-batches, []
+    where one has nothing left, since they go through them in step."""
     length, hands, tokens = pack(rows, token_budget), [[] for _ in range(count)], [0] * count
     for sequence in sorted(length, key=lambda sequence: -length[sequence]):
         least = tokens.index(min(tokens))
