@@ -331,7 +331,7 @@ def main():
     parser.add_argument("--model", required=True, help="a model folder or a name on the Hugging Face hub")
     parser.add_argument("--problems", required=True, help="JSONL; real/problems.py makes it of other collections")
     parser.add_argument("--num-samples", type=at_least(int, 1), required=True, help="G, completions for each problem")
-    parser.add_argument("--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete")
+    parser.add_argument("--out", required=True, help="JSONL to write, in place of one that is there; called OUT.part-HASH until it is complete")
     parser.add_argument("--temperature", type=at_least(float, 0, exclusive=True), default=1.0, help="divides the logits")
     parser.add_argument("--max-new-tokens", type=at_least(int, 1), default=512, help="tokens of a completion at most")
     parser.add_argument("--template", choices=["bare", "deepseek"], default="bare", help="of the prompt")
