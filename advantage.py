@@ -8,7 +8,8 @@ Reads: id, sample, completion_ids, logprobs, reward (1.0, 0.0, or null where the
 Adds:  rank           0 = most likely completion of its group under pi_old .. G-1 = least likely; equal ones share their mean rank
        shaped_reward  r_i = R_i (1 - beta_rank (G - rank_i) / G)
        advantage      A_i = (r_i - mean(r)) / (std(r) + 1e-6), one number for every token of the completion; std has ddof = 1
-G is the number of the group's rows that have a reward. All three are null where the reward is; the last two are null in a group that is all right or all wrong.
+G is the number of the group's rows that have a reward. All three are null where the reward is; the last two are null in a group
+that is all right or all wrong.
 """
 import argparse
 import contextlib
