@@ -168,11 +168,11 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # nothing else may come
 
 def read_verified(path: str, *keys: str) -> Iterator[dict]:
     """Yields the rows of verify.py's JSONL, which have an id and the reward 1, 0 or null, and these keys."""
+    kinds = [(key, *KINDS[key]) for key in ("id", *keys) if key in KINDS]
     for number, row in enumerate(read_jsonl(path, "id", "reward", *keys), 1):
         if row["reward"] not in (0, 1, None) or isinstance(row["reward"], bool):
             fail(f"{path}, line {number}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it")
-        for key in [key for key in ("id", *keys) if key in KINDS]:
-            what, fits = KINDS[key]
+        for key, what, fits in kinds:
             if not fits(row[key]):
                 fail(f"{path}, line {number}: '{key}' is not {what}; give the rows as the stages write them")
         if "logprobs" in keys and len(row["logprobs"]) != len(row["completion_ids"]):

@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from hashlib import md5
-from itertools import groupby, product
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -272,9 +272,10 @@ def draw_curves(runs: dict[str, str], path: str) -> None:
         rows = list(read_jsonl(metrics, "step", *titles))
         if not rows:
             fail(f"{metrics} has no rows yet; let train.py finish a step first")
-        for number, key in product(range(len(rows)), ("step", *titles)):
-            if not (is_number(rows[number][key]) or key != "step" and rows[number][key] is None):
-                fail(f"{metrics}, line {number + 1}: '{key}' is not a number; mend or delete the line")
+        for number, row in enumerate(rows, 1):
+            for key in ("step", *titles):
+                if not (is_number(row[key]) or key != "step" and row[key] is None):
+                    fail(f"{metrics}, line {number}: '{key}' is not a number; mend or delete the line")
         for ax, key in zip(axes, titles):
             pairs = [(row["step"], row[key]) for row in rows if row[key] is not None]  # null: a step without an update
             steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T

@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging
@@ -321,7 +320,7 @@ def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
     except kinds as error:
         if ranks()[0] > 0:
             sys.exit(2)  # rank 0 hears of it and says so
-        cannot_write(path, next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error)
+        cannot_write(path, next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error)
 
 
 def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, steps: int, buffer: list[dict],
@@ -340,7 +339,7 @@ def save_checkpoint(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer
             tokenizer.save_pretrained(part)
     if count > 1:
         dist.all_reduce(torch.zeros(1))  # the folder is there
-    with writing(f"{part}/optimizer", (OSError, CheckpointException)):
+    with writing(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
         writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     if rank > 0:
