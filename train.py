@@ -132,12 +132,12 @@ class Head(torch.autograd.Function):
         return of_hidden, of_weight, of_bias, None, None, None
 
 
-def target_logprobs(model: Any, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, at: tuple, targets: torch.Tensor,
+def target_logprobs(model: Any, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, targets: torch.Tensor,
                     temperature: float, chunk: int) -> torch.Tensor:
-    """Log-probabilities [N] of the targets [N] at the places `at` of ids [B, L]; under FSDP it stands in for model.forward."""
+    """Log-probabilities [N] of the targets [N] at the places `at` [N] of the flattened ids [B, L]; under FSDP it stands in for model.forward."""
     hidden = model.base_model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state  # [B, L, H]
     # not hidden[at]: its backward adds up what falls on one place in the order in which threads come
-    hidden = hidden.flatten(0, 1).index_select(0, at[0] * ids.shape[1] + at[1])  # [N, H]
+    hidden = hidden.flatten(0, 1).index_select(0, at)  # [N, H]
     head = model.get_output_embeddings()
     kind = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else head.weight.dtype
     return Head.apply(*(x if x is None else x.to(kind) for x in (hidden, head.weight, head.bias)), targets, temperature, chunk)
@@ -157,19 +157,19 @@ def token_logprobs(model: Any, rows: list[dict], temperature: float = 1.0, dtype
     shape = len(trees), max(len(tokens) for tokens, _, _ in trees)
     ids, positions, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros((*shape, shape[1]), dtype=bool)
     mask[:] = np.eye(shape[1], dtype=bool)
-    asked, places = {}, []  # (sequence, node, next token) and its number; the number for each token of the rows
+    asked, places = {}, []  # (place in the flattened ids, next token) and its number; the number for each token of the rows
     for b, (sequence, (tokens, parents, paths)) in enumerate(zip(sequences, trees)):
         ids[b, :len(tokens)] = tokens
         for node, parent in enumerate(parents[1:], 1):
             positions[b, node] = positions[b, parent] + 1
             mask[b, node] |= mask[b, parent]
         for i, path in zip(sequence, paths):
-            places += [asked.setdefault((b, node, token), len(asked)) for node, token in zip(path, rows[i]["completion_ids"])]
-    at_sequence, at_node, targets = (torch.tensor(numbers, device=device) for numbers in zip(*asked))  # [distinct tokens] each
+            places += [asked.setdefault((b * shape[1] + node, token), len(asked)) for node, token in zip(path, rows[i]["completion_ids"])]
+    at, targets = (torch.tensor(numbers, device=device) for numbers in zip(*asked))  # [distinct tokens] each
     ids, positions, mask = (torch.from_numpy(array).to(device) for array in (ids, positions, mask[:, None]))  # [B, L], [B, 1, L, L]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):  # the weights stay in float32
         logprobs = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))  # its own where FSDP has to know
-        values = logprobs(ids, positions, mask, (at_sequence, at_node), targets, temperature, chunk or max(1, LOGITS // model.config.vocab_size))
+        values = logprobs(ids, positions, mask, at, targets, temperature, chunk or max(1, LOGITS // model.config.vocab_size))
         return values.index_select(0, torch.tensor(places, device=device))
 
 
