@@ -117,6 +117,20 @@ def at_least(kind: type, low: float, exclusive: bool = False, high: float = 2**5
     return parse
 
 
+class Defaults(argparse.HelpFormatter):
+    """--help with the default of each flag that has one, where its words do not say it."""
+    def _get_help_string(self, action):
+        said = action.default is None or action.default is False or action.default == argparse.SUPPRESS or "default:" in action.help
+        return action.help if said else f"{action.help} (default: %(default)s)"
+
+
+def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of flags; a bad one ends the program with a sentence."""
+    parser = argparse.ArgumentParser(prog, description=description, formatter_class=Defaults)
+    parser.error = fail  # type: ignore[method-assign,assignment]
+    return parser
+
+
 def is_number(value: Any) -> bool:
     """Whether a value out of JSON is a number that a float can hold: not true, not 1e999, nothing of 400 digits."""
     return type(value) in (int, float) and abs(value) < 1e300
@@ -203,8 +217,7 @@ def write_jsonl(path: str, rows: Iterable[dict]) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Group filter, unlikeliness reward and GRPO advantages.")
-    parser.error = fail
+    parser = flags("Group filter, unlikeliness reward and GRPO advantages.")
     parser.add_argument("rows", help="JSONL from verify.py")
     parser.add_argument("--out", required=True, help="JSONL to write")
     parser.add_argument("--unlikeliness", type=at_least(float, 0, high=1), default=0.0,

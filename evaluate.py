@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from advantage import at_least, cannot_write, fail, is_number, printable, read_jsonl, read_verified
+from advantage import at_least, cannot_write, fail, flags, is_number, printable, read_jsonl, read_verified
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
 
@@ -306,11 +306,9 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
 
 def main():
     command = sys.argv[1] if sys.argv[1:] and sys.argv[1] in ("uplift", "curves") else "pass@N"
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py" if command == "pass@N" else f"evaluate.py {command}",
-        description={"pass@N": "pass@N of verified samples. Two more: evaluate.py uplift --help, evaluate.py curves --help.",
-                     "uplift": "Which correct samples did training make likelier?", "curves": "Training curves."}[command])
-    parser.error = fail
+    parser = flags({"pass@N": "pass@N of verified samples. Two more: evaluate.py uplift --help, evaluate.py curves --help.",
+                    "uplift": "Which correct samples did training make likelier?", "curves": "Training curves."}[command],
+                   prog="evaluate.py" if command == "pass@N" else f"evaluate.py {command}")
     parser.add_argument("inputs", nargs=1 if command == "uplift" else "+",
                         help="run folders of train.py" if command == "curves" else "JSONL from verify.py")
     parser.add_argument("--labels", nargs="+", help="a name for each line, instead of the one from its path; give them last")

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
-from advantage import at_least, cannot_write, cause, check_out, fail, read_jsonl
+from advantage import at_least, cannot_write, cause, check_out, fail, flags, read_jsonl
 from verify import HEADER
 
 KEYS = ("id", "statement", "header", "informal")
@@ -326,8 +326,7 @@ def choose_engine(args: argparse.Namespace) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Samples proofs with the log-probability of every token.")
-    parser.error = fail
+    parser = flags("Samples proofs with the log-probability of every token.")
     parser.add_argument("--model", required=True, help="a model folder or a name on the Hugging Face hub")
     parser.add_argument("--problems", required=True, help="JSONL; real/problems.py makes it of other collections")
     parser.add_argument("--num-samples", type=at_least(int, 1), required=True, help="G, completions for each problem")

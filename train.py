@@ -38,7 +38,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from advantage import add_advantages, at_least, cannot_write, cause, fail, read_jsonl, read_verified, write_jsonl, written
+from advantage import add_advantages, at_least, cannot_write, cause, fail, flags, read_jsonl, read_verified, write_jsonl, written
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from sample import add_engine_flags, choose_engine, encode, load_model, read_problems, sample_rows
 from real.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
@@ -451,8 +451,7 @@ def alarms(history: list[dict]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="GRPO for a Lean prover, with the unlikeliness reward.")
-    parser.error = fail
+    parser = flags("GRPO for a Lean prover, with the unlikeliness reward.")
     count, positive, share = at_least(int, 1), at_least(float, 0, exclusive=True), at_least(float, 0)
     here = os.path.dirname(os.path.abspath(__file__))
     # what is trained on what

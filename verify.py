@@ -16,7 +16,6 @@ Adds:  verdict   "proved", "rejected", "timeout", or "error": the verifier or th
 What is trusted is Lean's kernel and its list of axioms. What they cannot see, a lexical filter stops beforehand. A run that
 was stopped is continued by the same command: what is verified already stands in OUT.part-HASH.
 """
-import argparse
 import bisect
 import collections
 import contextlib
@@ -48,7 +47,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from advantage import at_least, cannot_write, check_out, fail, printable, read_jsonl
+from advantage import at_least, cannot_write, check_out, fail, flags, printable, read_jsonl
 from toy import lean as wheel
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
@@ -658,8 +657,7 @@ def resumed(part: str, rows: Iterator) -> tuple[list[str], Iterator]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Verify completions with Lean 4.")
-    parser.error = fail
+    parser = flags("Verify completions with Lean 4.")
     parser.add_argument("rows", nargs="?", help="JSONL from sample.py")
     parser.add_argument("--out", help="JSONL to write; called OUT.part-HASH until it is complete")
     parser.add_argument("--follow", action="store_true", help="verify the rows while sample.py is still writing them")

@@ -8,14 +8,13 @@ Reads:  parquet, JSON lists, JSONL, joined in order; what a file is, its first b
 Writes: id, statement (one theorem that ends with ":= by"), header, informal: what sample.py and train.py read. Rows that cannot
         be used and ids that had to change go, with the reason, to OUT.skipped.jsonl. PROBLEMS.md has sources and counts.
 """
-import argparse
 import json
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import fail, printable, read_jsonl, write_jsonl  # noqa: E402
+from advantage import fail, flags, printable, read_jsonl, write_jsonl  # noqa: E402
 from verify import HEADER, forbidden, tokens  # noqa: E402
 
 COLUMNS = {  # ours: ours again, the release's, DeepSeek's miniF2F's, Lean Workbook's; the first that a row has counts
@@ -127,8 +126,7 @@ def convert(rows, header=None, held_out=()):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Theorem collections to problems for sample.py and train.py.")
-    parser.error = fail
+    parser = flags("Theorem collections to problems for sample.py and train.py.")
     parser.add_argument("files", nargs="+", help="parquet, JSON or JSONL files, joined in this order")
     parser.add_argument("--out", required=True, help="JSONL to write")
     parser.add_argument("--split", help="only rows whose column split is this, such as test")

@@ -8,7 +8,6 @@ samples (sections 4.1 and 4.2). The policy is a table of 64 completions, half of
 0.095 down to 0.0002; 4,000 times a group of 32 is drawn from it and goes through advantage.py's advantages and train.py's
 clipped loss. Before the second epoch the likely correct samples are past the clip, so that it moves the others.
 """
-import argparse
 import os
 import sys
 from typing import Any
@@ -19,7 +18,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import torch  # noqa: E402
 
-from advantage import add_advantages, at_least, fail  # noqa: E402
+from advantage import add_advantages, at_least, fail, flags  # noqa: E402
 from evaluate import markdown, panels, save  # noqa: E402
 from report import fill  # noqa: E402
 from train import token_losses  # noqa: E402
@@ -77,8 +76,7 @@ def average(unlikeliness: float, epochs: int, groups: int = 4000, lr: float = 2.
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Why large N needs rare proofs, and what epochs and rewards do to them.")
-    parser.error = fail
+    parser = flags("Why large N needs rare proofs, and what epochs and rewards do to them.")
     parser.add_argument("--out", default="results", help="folder for mechanism.png; the table goes into its README.md, if it has one")
     parser.add_argument("--groups", type=at_least(int, 1000), default=4000, help="groups drawn for the right panel")
     args = parser.parse_args()

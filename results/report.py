@@ -18,7 +18,7 @@ import numpy as np
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
-from advantage import fail, read_jsonl  # noqa: E402
+from advantage import fail, flags, read_jsonl  # noqa: E402
 from evaluate import cells, correct_samples, draw_uplift, line, load_counts, markdown, panels, pass_at_n, save, score, styles, uplift, uplift_table  # noqa: E402
 
 SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unlikeliness-2"]
@@ -158,8 +158,7 @@ def fill(path: str, tables: dict[str, str]) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Tables and figures from the runs of results/run.sh.")
-    parser.error = fail
+    parser = flags("Tables and figures from the runs of results/run.sh.")
     parser.add_argument("folder", nargs="?", default="runs/results", help="where run.sh put its runs")
     parser.add_argument("--out", default="results", help="folder for the figures, and of the README.md to fill")
     parser.add_argument("--micro-batch-tokens", type=int, default=16384, help="lower it if memory runs out")

@@ -5,7 +5,6 @@
 Reads: statement, completion. Writes a Hugging Face folder: a LlamaForCausalLM of under a million parameters and a
 word-level tokenizer that gives Lean text back exactly (a word carries the space before it; a line break, its indent).
 """
-import argparse
 import math
 import os
 import sys
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import at_least, fail, read_jsonl  # noqa: E402
+from advantage import at_least, flags, read_jsonl  # noqa: E402
 
 PIECES = r"\n *| ?h\d+| ?[A-Z][a-z]+\.[a-z]+|\.[a-z]+|\.\d| ?[A-Za-z]+_?| ?\?_|\d| ?(:=|=>|<;>|[()⟨⟩,|:·∧∨¬→↔])"
 
@@ -35,8 +34,7 @@ def make_tokenizer(texts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Supervised training of the embedded default's base prover.")
-    parser.error = fail
+    parser = flags("Supervised training of the embedded default's base prover.")
     parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL from toy/make_problems.py")
     parser.add_argument("--out", default="toy/base", help="folder to write the model to")
     parser.add_argument("--layers", type=at_least(int, 1), default=4, help="transformer blocks")

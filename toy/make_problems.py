@@ -9,7 +9,6 @@ rest) -> random Lean text for each proof found -> Lean, whose verdict alone coun
 A formula is an atom "p" | "True" | "False", or a tuple ("→", A, B), ("∧", A, B), ("∨", A, B), ("↔", A, B), ("¬", A).
 A proof is a tree of tuples (rule, ...) over hypotheses with number names; `tactics` and `term` write it as Lean text.
 """
-import argparse
 import os
 import random
 import sys
@@ -18,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import at_least, fail, write_jsonl  # noqa: E402
+from advantage import at_least, flags, write_jsonl  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 ATOMS = "pqrs"
@@ -255,8 +254,7 @@ def statement(f, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Theorems and proofs of the embedded default, from a seed.")
-    parser.error = fail
+    parser = flags("Theorems and proofs of the embedded default, from a seed.")
     parser.add_argument("--out", default="toy", help="folder for train.jsonl and val.jsonl")
     parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL to write the supervised proofs to")
     parser.add_argument("--train", type=at_least(int, 1), default=3200, help="training problems")
