@@ -408,7 +408,7 @@ def remembering(path: str, judge: Callable[..., dict[Key, Verdict]] = judge_batc
             fail(f"cannot keep verdicts in {path} ({error}); make room or name another file with --verdicts")
 
     def remembered(batch, lean, timeout, stop=None):
-        way = [verifier, judge.__module__, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
+        way = [verifier, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
         name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
         with store() as known:
             found = {key: known.execute("SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]).fetchone() for key in batch}

@@ -85,6 +85,9 @@ def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge
                       for some, judge in ((rows, verify.judge_batch), (rows[:7], verify.remembering(path, counting)),
                                           (rows, verify.remembering(path, counting)), (rows, verify.remembering(path, counting))))
     assert others == [plain[:7], plain, plain] and sum(asked) == len(rows)
+    monkeypatch.setattr(counting, "__module__", "__main__")  # verify.py as a command knows what train.py has noted
+    verify.verify_rows(rows, lean, progress=False, judge=verify.remembering(path, counting))
+    assert sum(asked) == len(rows)
     weaker = lean._replace(command=["-DmaxHeartbeats=200" if "Heartbeats" in word else word for word in lean.command])
     verify.verify_rows(rows[:5], weaker, progress=False, judge=verify.remembering(path, counting))
     assert sum(asked) == len(rows) + 5
