@@ -27,7 +27,10 @@ run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after t
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
         --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
-    judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4"
+    judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
+    if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
+        judged "$1-seed$2/val-$SHORT" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
+    fi
 }
 
 job() {  # one of the two, with its words in a log
@@ -37,10 +40,6 @@ job() {  # one of the two, with its words in a log
     echo "$((SECONDS - start)) s: $*"
 }
 export -f judged run job
-
-two_at_a_time() {
-    xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
-}
 
 {
     echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # more, since all are compared with it
@@ -53,18 +52,14 @@ two_at_a_time() {
         echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done
-} | two_at_a_time
-[ "$SHORT" -eq 0 ] || {
-    for seed in $SEEDS; do  # the last with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
-        echo "run epochs-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2"  # both are there already, after more steps
-        echo "run unlikeliness-2 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+    for seed in $([ "$SHORT" -eq 0 ] || echo $SEEDS); do  # the ablation: unlikeliness-2 with one thing changed; its beta_rank 0 is epochs-2
         echo "run beta-0.1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.1"
         echo "run beta-0.5 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
         echo "run beta-1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
         echo "run token-mean $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
         echo "run ties-broken $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
     done
-} | two_at_a_time
+} | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 
 python results/report.py "$OUT" --out "$REPORT"
 python results/mechanism.py --out "$REPORT"
