@@ -104,6 +104,8 @@ def main():
     right.set(xscale="log", xlabel="probability of a correct sample", ylabel="change of its log-probability")
     right.set_ylim(0, 0.34)
     right.invert_xaxis()
+    for ax in (left, right):
+        ax.xaxis.set_major_formatter("{x:g}")
     right.legend(fontsize=9, ncols=2, loc="upper center", handlelength=1.5, columnspacing=1)
     path = os.path.join(args.out, "mechanism.png")
     save(figure, path)

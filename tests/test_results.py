@@ -22,6 +22,18 @@ def test_what_a_likelier_proof_adds_to_pass_at_n_by_hand():
         assert 0.8 < N * p[mechanism.gain(p, N).argmax()] < 1.05
 
 
+def test_the_figure_names_its_probabilities(monkeypatch):
+    figures = []
+    monkeypatch.setattr(mechanism, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(sys, "argv", ["mechanism.py", "--groups", "1000", "--out", os.devnull])
+    monkeypatch.setattr(os, "makedirs", lambda *rest, **keys: None)
+    mechanism.main()
+    figures[0].canvas.draw()
+    for ax in figures[0].axes:
+        words = [label.get_text() for label in ax.get_xticklabels()]
+        assert "0.01" in words and "0.1" in words and "$" not in "".join(words)
+
+
 def test_one_group_through_the_loss_by_hand():
     """The first step of plain gradient descent from ratio 1: d loss / d logit_k = -(sum of A_i (1[i = k] - p_k)) / G."""
     generator = torch.Generator().manual_seed(3)
