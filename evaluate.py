@@ -1,7 +1,7 @@
 """Is the model better at N samples, which of its proofs did training favour, and how did training go?
 
     python evaluate.py runs/base/verified.jsonl runs/grpo/eval_00060/verified.jsonl --out figures/
-    python evaluate.py uplift --before runs/base --after runs/grpo/checkpoints/step_00060 verified.jsonl
+    python evaluate.py uplift --before toy/base --after runs/grpo/checkpoints/step_00060 verified.jsonl
     python evaluate.py curves runs/grpo runs/unlikely
 
 1. pass@N. Reads id, completion, finish_reason, reward; prints a Markdown table and draws pass_at_n.png. N runs over the

@@ -85,6 +85,8 @@ def load_model(path: str, dtype: str = "float32", device: str = "cpu", weights: 
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
     if not os.path.exists(path):
+        if path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.isdir(path.partition("/")[0]):
+            fail(f"there is no folder {path}; give a model folder or a model of the Hugging Face hub")
         print(f"there is no folder {path}: asking the Hugging Face hub for a model of that name", file=sys.stderr)
     options: dict[str, Any] = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:

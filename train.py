@@ -195,8 +195,8 @@ def token_losses(logprobs: torch.Tensor, old_logprobs: Any, ref_logprobs: torch.
                  clip: float, kl: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss [N], KL estimate [N] and clipped [N] of tokens (paper, section 2); all arguments [N], ref_logprobs may be None.
 
-    loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3, with k3 = exp(d) - d - 1, d = ref - new, held
-    within [-10, 10] as in the release. clipped: the tokens where the clip takes the gradient away.
+    loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3, with k3 = exp(d) - d - 1, d = ref - new; as in the
+    release k3 is held within [-10, 10], so beyond 10 it has no gradient. clipped: the tokens where the clip takes the gradient away.
     """
     ratio = (logprobs - old_logprobs).exp()
     plain, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -472,7 +472,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--problems-per-step", type=count, default=16, help="problems sampled a step, B")
     parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument("--train-batch", type=count, default=256, help="update once this many completions with an advantage wait")
-    parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step")
+    parser.add_argument("--minibatch", type=count, default=256, help="completions per optimizer step, about")
     parser.add_argument("--lr", type=at_least(float, 0, high=1), default=1e-4, help="AdamW learning rate, constant (paper's 7B model: 1e-6)")
     parser.add_argument("--weight-decay", type=at_least(float, 0, high=1), default=0.01, help="of AdamW")
     parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
@@ -482,7 +482,7 @@ def parse_args() -> argparse.Namespace:
     # evaluation and checkpoints
     parser.add_argument("--eval-problems", default=f"{here}/toy/val.jsonl", help="held-out problems")
     parser.add_argument("--eval-samples", type=at_least(int, 0), default=64, help="completions a held-out problem (0: no evaluation)")
-    parser.add_argument("--eval-every", type=at_least(int, 0), default=0, help="also evaluate every N steps (0: before and after)")
+    parser.add_argument("--eval-every", type=at_least(int, 0), default=0, help="also evaluate every N steps (0: only before and after)")
     parser.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
     # the machine
     parser.add_argument("--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'")
@@ -507,6 +507,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sleep", action="store_true", help="vllm: gives its memory back for the time of an update")
     args = parser.parse_args()
     args.engine = choose_engine(args)
+    if args.advantages and (not args.out or args.unlikeliness or args.rank_by != "sequence" or args.ties != "shared"):
+        fail("with --advantages give --out, and give --unlikeliness, --rank-by and --ties to advantage.py, which made the file")
     settings = f"unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
     args.out = args.out or f"runs/{settings}"
     return args
@@ -645,7 +647,7 @@ def main():
         print(f"\n{pass_table(results)}")
         draw_passes(results, f"{args.out}/figures/pass_at_n.png")
     draw_curves({name: args.out}, f"{args.out}/figures/curves.png")
-    print(f"Model: {args.out}/checkpoints/step_{args.steps:05d}")
+    print(f"Figures: {args.out}/figures, model: {args.out}/checkpoints/step_{args.steps:05d}")
     share(None)
 
 

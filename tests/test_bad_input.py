@@ -213,6 +213,8 @@ CASES = [
     ("train", "--advantages in.jsonl --model good --out run", {"in.jsonl": lines({**ADVANTAGE, "completion_ids": [7, 9999, 2]})}, "9999 good"),
     ("train", "--advantages in.jsonl --model good --out run", {"in.jsonl": lines({**ADVANTAGE, "prompt_ids": [10**30]})}, f"{10**30} good"),
     ("train", "--advantages in.jsonl --model good --out run", {"in.jsonl": lines(ADVANTAGE).replace("0.7", "1e999")}, "line 1 advantage"),
+    ("train", "--advantages in.jsonl --model good --out run --unlikeliness 0.25", ADVANTAGES, "--unlikeliness advantage.py"),
+    ("train", "--advantages in.jsonl --model good", ADVANTAGES, "--out"),
     ("train", "--advantages in.jsonl --model bad --out run", ADVANTAGES | {"bad": model("model.safetensors", 1000)}, "bad load"),
     *[("train", f"{TRAIN} run {flags}", {}, words) for flags, words in [
         ("--steps 0", "--steps 'at least 1'"), ("--seed -1", "--seed 'at least 0'"), ("--lr inf", "--lr finite"), ("--lr 1e300", "--lr 'more than'"),
@@ -246,6 +248,8 @@ CASES = [
     ("evaluate", "curve in.jsonl", GOOD, "curve"),
     ("evaluate", "in.jsonl --out figures", {"in.jsonl": lines({**VERIFIED, "reward": None})}, "in.jsonl verdict"),
     ("evaluate", "uplift --before good --after nowhere in.jsonl --bins 0", GOOD, "--bins"),
+    ("evaluate", "uplift --before good --after good/nowhere in.jsonl", GOOD, "no folder good/nowhere"),
+    ("evaluate", "uplift --before good --after a/b/c in.jsonl", GOOD, "no folder a/b/c"),
     ("evaluate", f"uplift --before good --after good in.jsonl --bins {10**12}", GOOD, "--bins 'more than'"),
     ("evaluate", "uplift --before good --after bad in.jsonl --out figures", GOOD | {"bad": model("model.safetensors", 1000)}, "bad load"),
     ("evaluate", "uplift --before good --after good in.jsonl", {"in.jsonl": lines({**VERIFIED, "completion_ids": [999]})}, "999 good"),
