@@ -422,7 +422,7 @@ def test_the_stages_by_hand_give_the_advantages_and_the_update_of_train(tmp_path
         f"sample.py --model toy/base --problems {out}/step_00000/problems.jsonl --num-samples 8 --max-new-tokens 80 --seed 0 --out {{0}}/s.jsonl",
         "verify.py {0}/s.jsonl --out {0}/v.jsonl --workers 2",
         "advantage.py {0}/v.jsonl --out {0}/a.jsonl --unlikeliness 0.25",
-        "train.py --advantages {0}/a.jsonl --out {0}/run --minibatch 16 --ppo-epochs 2 --kl 0.1 --unlikeliness 0.25",
+        "train.py --advantages {0}/a.jsonl --out {0}/run --minibatch 16 --ppo-epochs 2 --kl 0.1",
         "evaluate.py {0}/v.jsonl --out {0}/figures"]
     for command in commands:
         subprocess.run([sys.executable, *command.format(tmp_path).split()], cwd=ROOT, check=True, timeout=300,
