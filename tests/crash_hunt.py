@@ -37,7 +37,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MOUNTS = "CRASH_HUNT_MOUNTS"  # set where this process has mounts of its own
 STAGES = ["start", "sampling", "verifying", "advantages", "update", "between steps", "checkpoint", "evaluation", "figures"]
 KINDS = ["time", "start", "sampling", "verifying", "advantages", "update", "metrics", "evaluation", "checkpoint", "optimizer", "trainer.pt",
-         "replace", "clean-up", "operation"]
+         "replace", "clean-up", "figures", "operation"]
 
 
 # ---- inside the process that is to fail: MOMENT says when ----
@@ -229,6 +229,7 @@ def draw(rng, kind, done, whole, place):
         "trainer.pt": {"appears": "checkpoints/part/trainer.pt", "delay": soon / 40},
         "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, max(2, left // 2 + 1))},
         "clean-up": stop | {"pattern": r"(remove|rmdir) .*checkpoints/step", "count": rng.randrange(1, 9)},
+        "figures": stop | {"pattern": "open .*figures/", "count": rng.randrange(1, 3)},
         "operation": stop | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * left // STEPS)},
     }
     return waits[kind]
