@@ -16,20 +16,20 @@
 
 A row whose reward is null (the verifier broke) is in no statistic. A run has one colour in all figures, see `styles`.
 """
+
 import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from hashlib import md5
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from advantage import at_least, cannot_write, fail, flags, is_number, printable, read_jsonl, read_verified
-
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito's, without black and yellow
+from lib.cli import fail, flags, number, printable
+from lib.figures import cells, line, markdown, panels, save, styles
+from lib.jsonl import is_number, read_jsonl, read_verified
 
 
 def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
@@ -60,9 +60,14 @@ def load_counts(path: str) -> dict[str, Any]:
     total, problems = len(problems), {name: problem for name, problem in problems.items() if problem["n"]}
     if not problems:
         fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
-    counts = {key: np.array([problem[key] for problem in problems.values()]) for key in ("n", "correct", "truncated")}
+    counts = {
+        key: np.array([problem[key] for problem in problems.values()])
+        for key in ("n", "correct", "truncated")
+    }
     unique = np.array([len(problem["proofs"]) for problem in problems.values()])
-    return dict(counts, unique=unique, ids=list(problems), unverified=unverified, unjudged=total - len(problems))
+    return dict(
+        counts, unique=unique, ids=list(problems), unverified=unverified, unjudged=total - len(problems)
+    )
 
 
 def sizes(results: dict[str, dict]) -> list[int]:
@@ -74,12 +79,18 @@ def sizes(results: dict[str, dict]) -> list[int]:
 def bootstrap_mean(values: np.ndarray, repeats: int = 2000, seed: int = 0) -> np.ndarray:
     """[3, K]: mean over the problems of values [problems, K] and its 95 % interval, low and high, from resampling them."""
     rng, problems = np.random.default_rng(seed), len(values)
-    draws = [rng.multinomial(problems, np.full(problems, 1 / problems), size=min(100, repeats - done)) @ values
-             for done in range(0, repeats, 100)]  # 100 at a time, so that memory stays small with many problems
-    return np.stack([values.mean(axis=0), *np.quantile(np.concatenate(draws) / problems, [0.025, 0.975], axis=0)])
+    draws = [
+        rng.multinomial(problems, np.full(problems, 1 / problems), size=min(100, repeats - done)) @ values
+        for done in range(0, repeats, 100)
+    ]  # 100 at a time, so that memory stays small with many problems
+    return np.stack(
+        [values.mean(axis=0), *np.quantile(np.concatenate(draws) / problems, [0.025, 0.975], axis=0)]
+    )
 
 
-def pass_curve(counts: dict, Ns: list[int], first: dict | None = None, repeats: int = 2000, seed: int = 0) -> tuple[list[int], np.ndarray]:
+def pass_curve(
+    counts: dict, Ns: list[int], first: dict | None = None, repeats: int = 2000, seed: int = 0
+) -> tuple[list[int], np.ndarray]:
     """bootstrap_mean of pass@N at those Ns that all problems reach; given `first`, of the paired difference to it."""
     Ns = [N for N in Ns if N <= min(counts["n"].min(), (first or counts)["n"].min())]
     values = np.stack([pass_at_n(counts["n"], counts["correct"], N) for N in Ns], axis=1)  # [problems, Ns]
@@ -92,42 +103,50 @@ def pass_curve(counts: dict, Ns: list[int], first: dict | None = None, repeats: 
 def pass_table(results: dict[str, dict], repeats: int = 2000, seed: int = 0) -> str:
     """The report on {label: counts} as Markdown: a table, the paired differences to the first file, notes."""
     Ns, (base, *others), notes = sizes(results), results, []
-    columns: list[list] = [["% [95 % interval]", *(f"pass@{N}" for N in Ns), "samples per problem", "problems solved", "unique proofs",
-                "truncated samples"]]
+    columns: list[list] = [
+        [
+            "% [95 % interval]",
+            *(f"pass@{N}" for N in Ns),
+            "samples per problem",
+            "problems solved",
+            "unique proofs",
+            "truncated samples",
+        ]
+    ]
     for label, c in results.items():
         least, most = c["n"].min(), c["n"].max()
-        columns.append([label, *cells(pass_curve(c, Ns, None, repeats, seed)[1], len(Ns)),
-                        most if least == most else f"{least} to {most}", f"{(c['correct'] > 0).sum()} of {len(c['ids'])}",
-                        f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} % of {c['correct'].sum()}",
-                        f"{100 * c['truncated'].sum() / c['n'].sum():.1f} %"])
+        columns.append(
+            [
+                label,
+                *cells(pass_curve(c, Ns, None, repeats, seed)[1], len(Ns)),
+                most if least == most else f"{least} to {most}",
+                f"{(c['correct'] > 0).sum()} of {len(c['ids'])}",
+                f"{100 * c['unique'].sum() / max(1, c['correct'].sum()):.1f} % of {c['correct'].sum()}",
+                f"{100 * c['truncated'].sum() / c['n'].sum():.1f} %",
+            ]
+        )
         if c["unverified"]:
-            notes.append(f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems"
-                         " that have no others.")
+            notes.append(
+                f"{label}: {c['unverified']} samples without a verdict are left out, and {c['unjudged']} problems"
+                " that have no others."
+            )
         if least < most:
-            notes.append(f"{label}: N stops at {least}, all that {c['ids'][c['n'].argmin()]} has; others have up to {most}.")
+            notes.append(
+                f"{label}: N stops at {least}, all that {c['ids'][c['n'].argmin()]} has; others have up to {most}."
+            )
     text = markdown(columns)
     if others:
         columns = [["points [95 % interval]", *(f"pass@{N}" for N in Ns), "problems in common"]]
-        columns += [[label, *cells(pass_curve(results[label], Ns, results[base], repeats, seed)[1], len(Ns), "+"),
-                     len(set(results[label]["ids"]) & set(results[base]["ids"]))] for label in others]
+        columns += [
+            [
+                label,
+                *cells(pass_curve(results[label], Ns, results[base], repeats, seed)[1], len(Ns), "+"),
+                len(set(results[label]["ids"]) & set(results[base]["ids"])),
+            ]
+            for label in others
+        ]
         text += f"\n\nPaired difference to {base}:\n\n{markdown(columns)}"
     return "\n\n".join([text, *map(printable, notes)])  # they name problems of a file
-
-
-def cells(curve: np.ndarray, length: int, sign: str = "") -> list[str]:
-    """The cells of a [3, K] array of rates; "-" where there is none, and up to the length."""
-    texts = ["-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]" for m, low, high in 100 * curve.T]
-    return texts + ["-"] * (length - len(texts))
-
-
-def markdown(columns: list[list]) -> str:
-    """A Markdown table that is aligned as plain text too: first column left, the others right."""
-    padded = []
-    for i, (head, *body) in enumerate(columns):
-        width = max(len(str(cell)) for cell in [head, *body])
-        padded.append([f"{str(cell):{'>' if i else '<'}{width}}" for cell in [head, *body]])
-        padded[-1].insert(1, "-" * (width - 1) + (":" if i else "-"))
-    return "\n".join("| " + " | ".join(line) + " |" for line in zip(*padded))
 
 
 def correct_samples(path: str) -> list[dict]:
@@ -144,16 +163,29 @@ def correct_samples(path: str) -> list[dict]:
 
 def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
-    from sample import load_model  # here, because pass@N needs no torch
-    from train import completion_logprobs
+    from lib.model import (
+        completion_logprobs,
+        load_model,  # here, because pass@N needs no torch
+    )
+
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
-    largest, size = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows), model.config.vocab_size
+    largest, size = (
+        max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows),
+        model.config.vocab_size,
+    )
     if largest >= size:
-        fail(f"the rows have a token {largest}, {model_path} has only {size}; give checkpoints of the model that sampled them")
-    return [float(logps.sum()) for logps in completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)]
+        fail(
+            f"the rows have a token {largest}, {model_path} has only {size}; give checkpoints of the model that sampled them"
+        )
+    return [
+        float(logps.sum())
+        for logps in completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
+    ]
 
 
-def uplift(ids: list[str], before: list[float], after: Sequence, bins: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def uplift(
+    ids: list[str], before: list[float], after: Sequence, bins: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
     """Uplift by relative rank [4, bins] and by rank [4, R], both as rate, low, high, problems. ids, before and after have
     an entry per distinct correct sample, a problem's next to each other; in a bin a problem counts with its mean. after may
     have several rows, [S, n], of as many runs with other seeds: then a sample counts with the share of runs that made it likelier.
@@ -177,8 +209,11 @@ def uplift(ids: list[str], before: list[float], after: Sequence, bins: int = 5) 
 def wilson(lists: list[list[float]]) -> np.ndarray:
     """[4, K]: mean of each list of numbers in [0, 1], its 95 % Wilson interval, its length; nan for an empty list."""
     n, z = np.array([len(values) for values in lists]), 1.96
-    n_or_nan, p = np.where(n, n, np.nan), np.array([np.mean(values) if values else np.nan for values in lists])
-    middle, half = p + z**2 / (2 * n_or_nan), z * np.sqrt(p * (1 - p) / n_or_nan + (z / (2 * n_or_nan))**2)
+    n_or_nan, p = (
+        np.where(n, n, np.nan),
+        np.array([np.mean(values) if values else np.nan for values in lists]),
+    )
+    middle, half = p + z**2 / (2 * n_or_nan), z * np.sqrt(p * (1 - p) / n_or_nan + (z / (2 * n_or_nan)) ** 2)
     return np.stack([p, (middle - half) / (1 + z**2 / n_or_nan), (middle + half) / (1 + z**2 / n_or_nan), n])
 
 
@@ -186,51 +221,10 @@ def uplift_table(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """{label: uplift(...)} as Markdown: a line per part of the relative rank."""
     bins = rates[next(iter(rates))][0].shape[1]
     columns = [["relative rank", *(f"{i / bins:.2f} to {(i + 1) / bins:.2f}" for i in range(bins))]]
-    columns += [[f"{label}, % [95 % interval]", *cells(by_bin[:3], bins)] for label, (by_bin, _) in rates.items()]
+    columns += [
+        [f"{label}, % [95 % interval]", *cells(by_bin[:3], bins)] for label, (by_bin, _) in rates.items()
+    ]
     return markdown([*columns, ["problems", *(f"{n:.0f}" for n in rates[next(iter(rates))][0][3])]])
-
-
-def styles(labels: Iterable[str]) -> dict[str, dict]:
-    """Colour and dashes of each label. A run is the label up to its first "/", and the hash of its name picks its colour;
-    of two runs in a figure that pick the same, the later in the alphabet takes the next free one. A second label of a
-    run has its colour and other dashes. What is the base model (base*, */eval_00000) is grey."""
-    runs = {label: "base" if re.match(r"base|.*/eval_0+$", label, re.I) else label.split("/")[0] for label in labels}
-    colors = {"base": "#444444"}
-    for run in sorted(set(runs.values()) - {"base"}):
-        # with 14720 before them, the names of the paper's settings (default .. unlikeliness-2) pick six different colours
-        wanted = int(md5(f"14720{run}".lower().encode()).hexdigest(), 16) % len(COLORS)
-        turned = COLORS[wanted:] + COLORS[:wanted]
-        colors[run] = next((color for color in turned if color not in colors.values()), turned[0])
-    before = {label: list(runs.values())[:i].count(runs[label]) for i, label in enumerate(labels)}
-    return {label: {"color": colors[runs[label]], "linestyle": ["-", "--", ":", "-."][before[label] % 4]} for label in labels}
-
-
-def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
-    """A figure 8 inches wide: at 800 pixels its 11-point type is as large as a web page's text. Returns it and its panels."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    pyplot.rcParams.update({"font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.spines.top": False,
-                            "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
-                            "text.parse_math": False})
-    figure, axes = pyplot.subplots(*shape, figsize=(8, height), layout="constrained", squeeze=False, **options)
-    return figure, axes.ravel()
-
-
-def line(ax: Any, x: Any, curve: np.ndarray, label: str, look: dict) -> None:
-    """A line of rates in percent and its band; curve is [3 or more, K]: rate, low, high."""
-    ax.plot(x, 100 * curve[0], marker="o", markersize=4 if len(x) <= 12 else 2, linewidth=2, label=label, **look)
-    ax.fill_between(x, 100 * curve[1], 100 * curve[2], color=look["color"], alpha=0.12, linewidth=0)
-
-
-def save(figure: Any, path: str) -> None:
-    from matplotlib import pyplot
-    try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        cannot_write(path, error)
-    pyplot.close(figure)
 
 
 def draw_passes(results: dict[str, dict], path: str, repeats: int = 2000, seed: int = 0) -> None:
@@ -255,7 +249,12 @@ def draw_uplift(rates: dict[str, tuple[np.ndarray, np.ndarray]], path: str) -> N
         held, reached = by_bin[3] > 0, by_rank[3] >= min(10, by_rank[3].max())
         line(left, ((np.arange(len(held)) + 0.5) / len(held))[held], by_bin[:, held], label, look[label])
         line(right, np.arange(reached.sum()), by_rank[:, reached], label, look[label])
-    left.set(xlim=(0, 1), ylim=(0, 100), xlabel="relative rank (0 likeliest, 1 rarest)", ylabel="likelier after training (%)")
+    left.set(
+        xlim=(0, 1),
+        ylim=(0, 100),
+        xlabel="relative rank (0 likeliest, 1 rarest)",
+        ylabel="likelier after training (%)",
+    )
     right.set(xlabel="rank (0 = the problem's likeliest proof)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save(figure, path)
@@ -263,8 +262,12 @@ def draw_uplift(rates: dict[str, tuple[np.ndarray, np.ndarray]], path: str) -> N
 
 def draw_curves(runs: dict[str, str], path: str) -> None:
     """metrics.jsonl of {label: run folder}; with 40 steps or more a running mean over the faint raw values."""
-    titles = {"reward": "reward, mean of all samples", "unique": "unique completions", "kl": "KL to the base model, per token",
-              "clip_fraction": "share of tokens clipped"}
+    titles = {
+        "reward": "reward, mean of all samples",
+        "unique": "unique completions",
+        "kl": "KL to the base model, per token",
+        "clip_fraction": "share of tokens clipped",
+    }
     figure, axes = panels(2, 2, height=5.6, sharex=True)
     look = styles(runs)
     for label, folder in runs.items():
@@ -272,17 +275,27 @@ def draw_curves(runs: dict[str, str], path: str) -> None:
         rows = list(read_jsonl(metrics, "step", *titles))
         if not rows:
             fail(f"{metrics} has no rows yet; let train.py finish a step first")
-        for number, row in enumerate(rows, 1):
+        for line_number, row in enumerate(rows, 1):
             for key in ("step", *titles):
                 if not (is_number(row[key]) or key != "step" and row[key] is None):
-                    fail(f"{metrics}, line {number}: '{key}' is not a number; mend or delete the line")
+                    fail(f"{metrics}, line {line_number}: '{key}' is not a number; mend or delete the line")
         for ax, key in zip(axes, titles):
-            pairs = [(row["step"], row[key]) for row in rows if row[key] is not None]  # null: a step without an update
+            pairs = [
+                (row["step"], row[key]) for row in rows if row[key] is not None
+            ]  # null: a step without an update
             steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
             reach = len(values) // 40
-            mean = [values[max(0, i - reach):i + reach + 1].mean() for i in range(len(values))]
+            mean = [values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))]
             ax.plot(steps, values, linewidth=0.8, alpha=0.35, color=look[label]["color"])
-            ax.plot(steps, mean, linewidth=2, marker="" if reach else "o", markersize=3, label=label, **look[label])
+            ax.plot(
+                steps,
+                mean,
+                linewidth=2,
+                marker="" if reach else "o",
+                markersize=3,
+                label=label,
+                **look[label],
+            )
     for ax, title in zip(axes, titles.values()):
         ax.set(title=title, xlabel="" if ax in axes[:2] else "step")
         ax.set_ylim(bottom=0)
@@ -296,8 +309,14 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
     if not labels:
         labels = []
         for path in paths:
-            parts = os.path.abspath(path).removesuffix(".jsonl").removesuffix(f"{os.sep}verified").split(os.sep)
-            plain = [i for i, part in enumerate(parts) if not re.fullmatch(r"(eval|step|checkpoints?|model|final)[-_]?\d*", part)]
+            parts = (
+                os.path.abspath(path).removesuffix(".jsonl").removesuffix(f"{os.sep}verified").split(os.sep)
+            )
+            plain = [
+                i
+                for i, part in enumerate(parts)
+                if not re.fullmatch(r"(eval|step|checkpoints?|model|final)[-_]?\d*", part)
+            ]
             labels.append("/".join(parts[i] for i in sorted({plain[-1], len(parts) - 1})))
     if len(labels) != len(paths) or len(set(labels)) < len(labels):
         fail(f"{len(paths)} inputs need as many different names, not {', '.join(labels)}; give --labels")
@@ -306,22 +325,47 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
 
 def main():
     command = sys.argv[1] if sys.argv[1:] and sys.argv[1] in ("uplift", "curves") else "pass@N"
-    parser = flags({"pass@N": "pass@N of verified samples. Two more: evaluate.py uplift --help, evaluate.py curves --help.",
-                    "uplift": "Which correct samples did training make likelier?", "curves": "Training curves."}[command],
-                   prog="evaluate.py" if command == "pass@N" else f"evaluate.py {command}")
-    parser.add_argument("inputs", nargs=1 if command == "uplift" else "+",
-                        help="run folders of train.py" if command == "curves" else "JSONL from verify.py")
-    parser.add_argument("--labels", nargs="+", help="a name for each line, instead of the one from its path; give them last")
+    parser = flags(
+        {
+            "pass@N": "pass@N of verified samples. Two more: evaluate.py uplift --help, evaluate.py curves --help.",
+            "uplift": "Which correct samples did training make likelier?",
+            "curves": "Training curves.",
+        }[command],
+        prog="evaluate.py" if command == "pass@N" else f"evaluate.py {command}",
+    )
+    parser.add_argument(
+        "inputs",
+        nargs=1 if command == "uplift" else "+",
+        help="run folders of train.py" if command == "curves" else "JSONL from verify.py",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", help="a name for each line, instead of the one from its path; give them last"
+    )
     parser.add_argument("--out", default="figures", help="folder for the figure")
     if command == "pass@N":
-        parser.add_argument("--bootstrap", type=at_least(int, 1, high=10**6), default=2000, help="resamplings behind an interval")
-        parser.add_argument("--seed", type=at_least(int, 0), default=0, help="of the resampling")
+        parser.add_argument(
+            "--bootstrap",
+            type=number(int, 1, high=10**6),
+            default=2000,
+            help="resamplings behind an interval",
+        )
+        parser.add_argument("--seed", type=number(int, 0), default=0, help="of the resampling")
     if command == "uplift":
-        parser.add_argument("--before", required=True, help="checkpoint that ranks the samples, usually the base model")
-        parser.add_argument("--after", required=True, action="append", help="trained checkpoint; may be given several times")
-        parser.add_argument("--bins", type=at_least(int, 2, high=1000), default=5, help="parts of the relative rank")
-        parser.add_argument("--micro-batch-tokens", type=at_least(int, 1), default=16384, help="lower it if memory runs out")
-        parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+        parser.add_argument(
+            "--before", required=True, help="checkpoint that ranks the samples, usually the base model"
+        )
+        parser.add_argument(
+            "--after", required=True, action="append", help="trained checkpoint; may be given several times"
+        )
+        parser.add_argument(
+            "--bins", type=number(int, 2, high=1000), default=5, help="parts of the relative rank"
+        )
+        parser.add_argument(
+            "--micro-batch-tokens", type=number(int, 1), default=16384, help="lower it if memory runs out"
+        )
+        parser.add_argument(
+            "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights"
+        )
         parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     args = parser.parse_args(sys.argv[1:] if command == "pass@N" else sys.argv[2:])
     try:
@@ -336,7 +380,9 @@ def main():
     elif command == "uplift":
         figure, rows = "uplift.png", correct_samples(args.inputs[0])
         ids, before = [row["id"] for row in rows], score(args.before, rows, args)
-        rates = {label: uplift(ids, before, score(path, rows, args), args.bins) for label, path in named.items()}
+        rates = {
+            label: uplift(ids, before, score(path, rows, args), args.bins) for label, path in named.items()
+        }
         print(f"{len(rows)} distinct correct samples of {len(set(ids))} problems\n\n{uplift_table(rates)}")
         draw_uplift(rates, os.path.join(args.out, figure))
     else:

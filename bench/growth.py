@@ -10,6 +10,7 @@ log-probabilities stand there four times, and their proofs four times as many li
 of its seconds, those of the same command with next to nothing to do are taken away. Memory is its largest resident size. Ratios are of CPU
 time, Lean's included, which other work on the machine disturbs less; 4.0 is linear.
 """
+
 import argparse
 import json
 import os
@@ -22,7 +23,7 @@ import time
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
-from advantage import read_jsonl, write_jsonl  # noqa: E402
+from lib.jsonl import read_jsonl, write_jsonl  # noqa: E402
 
 BARE = "import json, sys\nfor line in open(sys.argv[1], encoding='utf-8'): json.loads(line)"
 
@@ -37,13 +38,21 @@ def measure(*command):
         if process.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(map(str, command))} failed:\n{said.read().decode()}")
-    return time.perf_counter() - start, used.ru_maxrss / 1e6, used.ru_utime + used.ru_stime  # of all that it waited for too
+    return (
+        time.perf_counter() - start,
+        used.ru_maxrss / 1e6,
+        used.ru_utime + used.ru_stime,
+    )  # of all that it waited for too
 
 
 def longer(row, times):
     """The row with so many times the tokens, and lines of its proof."""
     lines = "\n  have h0 : True := True.intro" * ((times - 1) * row["completion"].count("\n"))
-    return dict(row, completion=lines + row["completion"], **{key: row[key] * times for key in ("prompt_ids", "completion_ids", "logprobs")})
+    return dict(
+        row,
+        completion=lines + row["completion"],
+        **{key: row[key] * times for key in ("prompt_ids", "completion_ids", "logprobs")},
+    )
 
 
 def repeated(rows, count, path):
@@ -57,16 +66,31 @@ def repeated(rows, count, path):
 
 def sample(folder, name, limit, model="toy/base", tokens=200, samples=32):
     out = f"{folder}/{name}.jsonl"
-    return measure("sample.py", "--model", model, "--problems", "toy/train.jsonl", "--limit", limit, "--num-samples", samples,
-                   "--max-new-tokens", tokens, "--out", out), out
+    return measure(
+        "sample.py",
+        "--model",
+        model,
+        "--problems",
+        "toy/train.jsonl",
+        "--limit",
+        limit,
+        "--num-samples",
+        samples,
+        "--max-new-tokens",
+        tokens,
+        "--out",
+        out,
+    ), out
 
 
 def stages(folder):
     """Yields (stage, size, what measure says); size 0 is next to nothing, 1L and 4L are the lengths."""
     endless = f"{folder}/endless"
     shutil.copytree(f"{HERE}/toy/base", endless)
-    for name, before, after in (("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 0'),
-                                ("tokenizer_config.json", '"eos_token": "</s>"', '"eos_token": "<pad>"')):
+    for name, before, after in (
+        ("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 0'),
+        ("tokenizer_config.json", '"eos_token": "</s>"', '"eos_token": "<pad>"'),
+    ):
         with open(f"{endless}/{name}", encoding="utf-8") as file:
             text = file.read()
         with open(f"{endless}/{name}", "w", encoding="utf-8") as file:
@@ -91,7 +115,11 @@ def later_stages(folder, samples, size):
     if not size:  # what Lean says of a few samples may be the same of all
         write_jsonl(verified, [dict(row, reward=float(k % 2)) for k, row in enumerate(read_jsonl(verified))])
     measure("advantage.py", verified, "--out", advantages)
-    yield "train.py, an update", size, measure("train.py", "--advantages", advantages, "--out", f"{folder}/run{size}")
+    yield (
+        "train.py, an update",
+        size,
+        measure("train.py", "--advantages", advantages, "--out", f"{folder}/run{size}"),
+    )
 
 
 def growth(args):
@@ -101,13 +129,19 @@ def growth(args):
             for stage, size, used in stages(folder):
                 found.setdefault((stage, size), []).append(used)
     middle = {key: [statistics.median(values) for values in zip(*used)] for key, used in found.items()}
-    print("| stage | start, s | 1x, s | 4x | 16x | 16x over 4x | GB at 1x, 4x, 16x | 4 times the length, s | over 1x | GB |\n" + "|---" * 10 + "|")
+    print(
+        "| stage | start, s | 1x, s | 4x | 16x | 16x over 4x | GB at 1x, 4x, 16x | 4 times the length, s | over 1x | GB |\n"
+        + "|---" * 10
+        + "|"
+    )
     for stage in dict.fromkeys(stage for stage, _ in found):
         (start, _, start_cpu), *more = (middle[stage, size] for size in (0, 1, 4, 16))
         short, long = (middle.get((stage, size)) or more[0] for size in ("1L", "4L"))
         ratio = lambda a, b: f"{(a[2] - start_cpu) / (b[2] - start_cpu):.1f}"  # noqa: B023
-        print(f"| {stage} | {start:.1f} | {' | '.join(f'{s - start:.1f}' for s, *_ in more)} | {ratio(more[2], more[1])} "
-              f"| {', '.join(f'{gb:.2f}' for _, gb, _ in more)} | {long[0] - start:.1f} | {ratio(long, short)} | {long[1]:.2f} |")
+        print(
+            f"| {stage} | {start:.1f} | {' | '.join(f'{s - start:.1f}' for s, *_ in more)} | {ratio(more[2], more[1])} "
+            f"| {', '.join(f'{gb:.2f}' for _, gb, _ in more)} | {long[0] - start:.1f} | {ratio(long, short)} | {long[1]:.2f} |"
+        )
 
 
 def million(args):
@@ -115,18 +149,29 @@ def million(args):
         measure("verify.py", sample(folder, "s", 16)[1], "--out", f"{folder}/v.jsonl")
         rows = [longer(row, args.length) for row in read_jsonl(f"{folder}/v.jsonl")]
         path = repeated(rows, args.rows, f"{folder}/many.jsonl")
-        commands = {"bare json.loads": ("-c", BARE, path), "evaluate.py": ("evaluate.py", path, "--out", folder),
-                    "advantage.py": ("advantage.py", path, "--out", f"{folder}/a.jsonl")}
+        commands = {
+            "bare json.loads": ("-c", BARE, path),
+            "evaluate.py": ("evaluate.py", path, "--out", folder),
+            "advantage.py": ("advantage.py", path, "--out", f"{folder}/a.jsonl"),
+        }
         used = {name: [] for name in commands}
         for _ in range(args.rounds):
             for name, command in commands.items():
                 used[name].append(measure(*command))
         tokens = [statistics.mean(len(row[key]) for row in rows) for key in ("prompt_ids", "completion_ids")]
-        print(f"{args.rows} rows of {os.path.getsize(path) / args.rows:.0f} bytes, {tokens[0]:.0f} tokens of prompt and {tokens[1]:.0f} of "
-              "completion each\n\n| | s | GB | over bare json.loads |\n|---|---|---|---|")
+        print(
+            f"{args.rows} rows of {os.path.getsize(path) / args.rows:.0f} bytes, {tokens[0]:.0f} tokens of prompt and {tokens[1]:.0f} of "
+            "completion each\n\n| | s | GB | over bare json.loads |\n|---|---|---|---|"
+        )
         for name, pairs in used.items():
-            seconds, ratios = [pair[0] for pair in pairs], [pair[0] / bare[0] for pair, bare in zip(pairs, used["bare json.loads"])]
-            cells = [f"{statistics.median(x):.{d}f} [{min(x):.{d}f}, {max(x):.{d}f}]" for x, d in ((seconds, 1), (ratios, 2))]
+            seconds, ratios = (
+                [pair[0] for pair in pairs],
+                [pair[0] / bare[0] for pair, bare in zip(pairs, used["bare json.loads"])],
+            )
+            cells = [
+                f"{statistics.median(x):.{d}f} [{min(x):.{d}f}, {max(x):.{d}f}]"
+                for x, d in ((seconds, 1), (ratios, 2))
+            ]
             print(f"| {name} | {cells[0]} | {max(pair[1] for pair in pairs):.2f} | {cells[1]} |")
 
 

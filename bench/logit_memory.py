@@ -4,6 +4,7 @@
 
 A model with a large vocabulary and next to nothing else; each measurement is the largest resident size of a process of its own.
 """
+
 import argparse
 import os
 import resource
@@ -20,18 +21,31 @@ def measure(args):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import train
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=args.vocabulary, hidden_size=args.hidden, intermediate_size=args.hidden,
-                                         num_hidden_layers=1, num_attention_heads=8))
-    rows = [{"prompt_ids": [1], "completion_ids": torch.randint(args.vocabulary, (512,)).tolist()}
-            for _ in range(args.tokens // 512)]
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=args.vocabulary,
+            hidden_size=args.hidden,
+            intermediate_size=args.hidden,
+            num_hidden_layers=1,
+            num_attention_heads=8,
+        )
+    )
+    rows = [
+        {"prompt_ids": [1], "completion_ids": torch.randint(args.vocabulary, (512,)).tolist()}
+        for _ in range(args.tokens // 512)
+    ]
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)  # is there in either case
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     train.token_logprobs(model, rows, chunk=args.chunk).sum().backward()
     after, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - start
     name = f"chunks of {args.chunk}" if args.chunk < args.tokens else "all at once"
-    print(f"{name:16s} {(after - before) / 2**20:6.2f} GiB above the model's and its gradient's {before / 2**20:.2f} GiB, "
-          f"{seconds:.1f} s", flush=True)
+    print(
+        f"{name:16s} {(after - before) / 2**20:6.2f} GiB above the model's and its gradient's {before / 2**20:.2f} GiB, "
+        f"{seconds:.1f} s",
+        flush=True,
+    )
 
 
 def main():
@@ -44,6 +58,7 @@ def main():
     if args.chunk:
         return measure(args)
     import train
+
     for chunk in (args.tokens, train.LOGITS // args.vocabulary, 128):
         subprocess.run([sys.executable, *sys.argv, "--chunk", str(chunk)], check=True)
 

@@ -5,6 +5,7 @@
 The embedded prover samples 16 groups of 32, one group after another; a verifier that sleeps instead of working takes as long as the
 sampler (as if Lean had cores of its own). In turn: first one, then the other; and streamed, as train.py does it. Median [smallest, largest].
 """
+
 import argparse
 import os
 import statistics
@@ -14,7 +15,8 @@ import time
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import verify  # noqa: E402
-from sample import load_model, read_problems, sample_rows  # noqa: E402
+from lib.model import load_model  # noqa: E402
+from sample import read_problems, sample_rows  # noqa: E402
 
 
 def main():
@@ -27,11 +29,14 @@ def main():
     lean = verify.Lean([], [], {}, "", "", True, "", False, "")
 
     def sampler():  # one group fits into so many tokens, two do not
-        return sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, batch_tokens=10000, progress=False)
+        return sample_rows(
+            model, tokenizer, problems, 32, max_new_tokens=200, batch_tokens=10000, progress=False
+        )
 
     def run(streamed, seconds):
         """(whole seconds, those of sampling), the verifier needing `seconds` in all."""
         start, sampled = time.perf_counter(), []
+
         def rows():
             yield from sampler()
             sampled.append(time.perf_counter() - start)
@@ -39,6 +44,7 @@ def main():
         def judge(keys, lean, timeout, stop):
             time.sleep(seconds * args.workers * len(keys) / distinct)
             return {key: ("proved", "", 0.0) for key in keys}
+
         source = rows() if streamed else list(rows())
         for _ in verify.verify_stream(source, lean, args.workers, 16, progress=False, judge=judge):
             pass
@@ -51,7 +57,9 @@ def main():
         for streamed in results:
             whole, sampling = run(streamed, seconds)
             results[streamed].append(whole / max(sampling, seconds))
-    print(f"sampling {seconds:.2f} s, {distinct} distinct completions\n\n| | whole time over the longer of the two |\n|---|---|")
+    print(
+        f"sampling {seconds:.2f} s, {distinct} distinct completions\n\n| | whole time over the longer of the two |\n|---|---|"
+    )
     for streamed, ratios in results.items():
         cell = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
         print(f"| {'streamed' if streamed else 'one after the other'} | {cell} |")

@@ -7,6 +7,7 @@
 The update is train.update as it is: old log-probs (one forward pass), then forward and backward, clipping and AdamW. Model
 FLOPs are those of the matrices and of causal attention, for tokens that are no padding; what is computed again does not count.
 """
+
 import argparse
 import os
 import sys
@@ -25,12 +26,17 @@ def model_flops(config, rows):
     """(forward, update) FLOPs of the rows: 2 a weight and token forward, twice that backward; the head sees completions only."""
     c, forward = config, 0
     head_size = c.hidden_size // c.num_attention_heads
-    weights = c.num_hidden_layers * c.hidden_size * (
-        2 * c.hidden_size + 2 * c.num_key_value_heads * head_size + 3 * c.intermediate_size)
+    weights = (
+        c.num_hidden_layers
+        * c.hidden_size
+        * (2 * c.hidden_size + 2 * c.num_key_value_heads * head_size + 3 * c.intermediate_size)
+    )
     for row in rows:
         length = len(row["prompt_ids"]) + len(row["completion_ids"])
         forward += 2 * weights * length + 2 * c.hidden_size * c.vocab_size * len(row["completion_ids"])
-        forward += 2 * c.num_hidden_layers * c.hidden_size * length**2  # scores and values, half of them masked
+        forward += (
+            2 * c.num_hidden_layers * c.hidden_size * length**2
+        )  # scores and values, half of them masked
     return forward, 4 * forward
 
 
@@ -43,9 +49,16 @@ def synchronize(args):
 def build(args, layers):
     """(model, optimizer) as train.py has them."""
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=args.hidden, num_hidden_layers=layers, num_attention_heads=args.heads,
-                         num_key_value_heads=args.heads, intermediate_size=args.intermediate, vocab_size=args.vocabulary,
-                         max_position_embeddings=4096, tie_word_embeddings=False)
+    config = LlamaConfig(
+        hidden_size=args.hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads,
+        intermediate_size=args.intermediate,
+        vocab_size=args.vocabulary,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
     sharded = train.dist.is_initialized()
     with torch.device("cpu" if sharded else args.device):
         model = LlamaForCausalLM(config).eval()
@@ -71,21 +84,33 @@ def bench_update(model, optimizer, rows, args):
 
 def bench_sampler(model, args):
     """Tokens a second of sample.py's decoding, `samples` completions at once, none of which ends early."""
-    none, draws = torch.zeros(0, dtype=torch.long, device=args.device), torch.rand(args.samples, args.completion).double()
+    none, draws = (
+        torch.zeros(0, dtype=torch.long, device=args.device),
+        torch.rand(args.samples, args.completion).double(),
+    )
     bar = train.tqdm(disable=True)
-    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+    with (
+        torch.inference_mode(),
+        torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"),
+    ):
         for tokens in (2, args.completion):  # the first warms up
             start = synchronize(args)
             prefilled = sample.prefill(model, [list(range(args.prompt))])
-            sample.decode(model, None, prefilled, args.samples, draws[:, :tokens].to(args.device), 1.0, none, none, bar)
+            sample.decode(
+                model, None, prefilled, args.samples, draws[:, :tokens].to(args.device), 1.0, none, none, bar
+            )
             seconds = synchronize(args) - start
     return args.samples * args.completion / seconds
 
 
 def main():
     parser = argparse.ArgumentParser(description="The update and the torch sampler at full size.")
-    parser.add_argument("--small", action="store_true", help="hidden 256, 2 layers, 1024 words, 64-token completions")
-    parser.add_argument("--layers", type=int, default=30, help="tried first; three fewer each time memory runs out")
+    parser.add_argument(
+        "--small", action="store_true", help="hidden 256, 2 layers, 1024 words, 64-token completions"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=30, help="tried first; three fewer each time memory runs out"
+    )
     parser.add_argument("--rows", type=int, default=64, help="completions of the update")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--completion", type=int, default=512, help="tokens of a completion")
@@ -94,20 +119,37 @@ def main():
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s of the GPU, dense, in this dtype (H100, H200: 989)")
+    parser.add_argument(
+        "--peak", type=float, default=989.0, help="TFLOP/s of the GPU, dense, in this dtype (H100, H200: 989)"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="measured updates; the fastest counts")
     args = parser.parse_args()
     args.hidden, args.intermediate, args.heads, args.vocabulary = 4096, 11008, 32, 102400
     if args.small:
         args.hidden, args.intermediate, args.heads, args.vocabulary, args.layers = 256, 688, 4, 1024, 2
         args.rows, args.prompt, args.completion, args.samples, args.micro_batch_tokens = 16, 16, 64, 16, 1024
-    args.temperature, args.clip, args.kl, args.seed, args.ppo_epochs, args.minibatch = 1.0, 0.2, 0.0, 0, 1, args.rows
+    args.temperature, args.clip, args.kl, args.seed, args.ppo_epochs, args.minibatch = (
+        1.0,
+        0.2,
+        0.0,
+        0,
+        1,
+        args.rows,
+    )
     args.grad_clip, args.grad_skip = 1.0, 1e9
     train.start_ranks()
     (_, count), generator = train.ranks(), torch.Generator().manual_seed(1)
     draw = lambda length: torch.randint(args.vocabulary, (length,), generator=generator).tolist()  # noqa: E731
-    rows = [{"id": str(i), "prompt_ids": draw(args.prompt), "completion_ids": draw(args.completion), "advantage": (-1.0) ** i,
-             "logprobs": [0.0] * args.completion} for i in range(args.rows)]
+    rows = [
+        {
+            "id": str(i),
+            "prompt_ids": draw(args.prompt),
+            "completion_ids": draw(args.completion),
+            "advantage": (-1.0) ** i,
+            "logprobs": [0.0] * args.completion,
+        }
+        for i in range(args.rows)
+    ]
     layers = args.layers
     while True:
         model = optimizer = None
@@ -128,16 +170,25 @@ def main():
     forward_flops, update_flops = model_flops(config, rows)
     share = 100 / (args.peak * 1e12 * count)
     place = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
-    print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, "
-          f"{count} process(es) on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}")
+    print(
+        f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.3f} billion weights in {layers} layers, "
+        f"{count} process(es) on {place}, {args.dtype}, blocks recomputed: {args.gradient_checkpointing}"
+    )
     completion = len(rows) * args.completion
-    for what, spent, flops in (("update", seconds, update_flops), ("  log-probs before", forward, forward_flops),
-                                 ("  forward and backward", seconds - forward, update_flops - forward_flops)):
-        print(f"{what:24s}{spent:7.2f} s  {tokens / spent:8.0f} tokens/s  {completion / spent:8.0f} completion tokens/s  "
-              f"{flops / spent / 1e12:7.2f} TFLOP/s  MFU {flops / spent * share:.1f} %")
+    for what, spent, flops in (
+        ("update", seconds, update_flops),
+        ("  log-probs before", forward, forward_flops),
+        ("  forward and backward", seconds - forward, update_flops - forward_flops),
+    ):
+        print(
+            f"{what:24s}{spent:7.2f} s  {tokens / spent:8.0f} tokens/s  {completion / spent:8.0f} completion tokens/s  "
+            f"{flops / spent / 1e12:7.2f} TFLOP/s  MFU {flops / spent * share:.1f} %"
+        )
     if args.device == "cuda":
-        print(f"  peak memory           {torch.cuda.max_memory_allocated() / 2**30:7.1f} GiB allocated, "
-              f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved")
+        print(
+            f"  peak memory           {torch.cuda.max_memory_allocated() / 2**30:7.1f} GiB allocated, "
+            f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved"
+        )
     if count == 1 and not train.dist.is_initialized():
         del optimizer
         model = model.to(getattr(torch, args.dtype))

@@ -8,6 +8,7 @@ products with the model's weights, for the tokens that go through it and are no 
 times with. It is measured with torch.mm of the same shapes, a micro-batch of as many tokens at a time. Not in it: attention,
 softmax, norms, the optimizer. The two take turns, the first round unmeasured. Median [smallest, largest].
 """
+
 import argparse
 import os
 import statistics
@@ -18,9 +19,11 @@ from types import SimpleNamespace
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 os.environ |= {"OMP_NUM_THREADS": "2"}
-import train  # noqa: E402, before torch, for its setting
 import torch  # noqa: E402
-from sample import load_model, read_problems, sample_rows  # noqa: E402
+
+import train  # noqa: E402, before torch, for its setting
+from lib.model import load_model  # noqa: E402
+from sample import read_problems, sample_rows  # noqa: E402
 
 
 def product_seconds(model, tokens):
@@ -28,7 +31,11 @@ def product_seconds(model, tokens):
     forward = both = 0.0
     for layer in model.base_model.modules():
         if isinstance(layer, torch.nn.Linear):
-            x, weight, gradient = torch.randn(tokens, layer.in_features), layer.weight.detach(), torch.randn(tokens, layer.out_features)
+            x, weight, gradient = (
+                torch.randn(tokens, layer.in_features),
+                layer.weight.detach(),
+                torch.randn(tokens, layer.out_features),
+            )
             start = time.perf_counter()
             x @ weight.T
             middle = time.perf_counter()
@@ -41,32 +48,64 @@ def product_seconds(model, tokens):
 def main():
     parser = argparse.ArgumentParser(description="The update against its matrix products.")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384], help="values of --micro-batch-tokens")
+    parser.add_argument(
+        "--budgets",
+        type=int,
+        nargs="+",
+        default=[512, 1024, 2048, 4096, 8192, 16384],
+        help="values of --micro-batch-tokens",
+    )
     args = parser.parse_args()
     (model, tokenizer), (reference, _) = load_model(f"{HERE}/toy/base"), load_model(f"{HERE}/toy/base")
     reference.requires_grad_(False)
-    rows = sample_rows(model, tokenizer, read_problems(f"{HERE}/toy/train.jsonl", 16), 32, max_new_tokens=200, progress=False)
+    rows = sample_rows(
+        model, tokenizer, read_problems(f"{HERE}/toy/train.jsonl", 16), 32, max_new_tokens=200, progress=False
+    )
     rows = train.add_advantages(dict(row, reward=float(sum(row["completion"].encode()) % 2)) for row in rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
     tokens = sum(len(row["completion_ids"]) for row in rows)
-    flops = 2 * sum(layer.weight.numel() for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear))
+    flops = 2 * sum(
+        layer.weight.numel() for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)
+    )
     seen = []  # (places, tokens that are no padding, with gradient) of each forward pass
     for one in (model, reference):
-        one.get_input_embeddings().register_forward_pre_hook(lambda module, ids: seen.append(
-            (ids[0].numel(), int((ids[0] != 0).sum()), torch.is_grad_enabled() and module.weight.requires_grad)))  # 0 is the padding
-    print(f"{len(rows)} completions of {tokens} tokens, with their prompts {tokens + sum(len(row['prompt_ids']) for row in rows)}\n\n"
-          "| micro-batch tokens | through the model, one pass | padding | update, completion tokens/s | matrix products, GFLOP/s | "
-          "update over floor |\n|---|---|---|---|---|---|")
+        one.get_input_embeddings().register_forward_pre_hook(
+            lambda module, ids: seen.append(
+                (
+                    ids[0].numel(),
+                    int((ids[0] != 0).sum()),
+                    torch.is_grad_enabled() and module.weight.requires_grad,
+                )
+            )
+        )  # 0 is the padding
+    print(
+        f"{len(rows)} completions of {tokens} tokens, with their prompts {tokens + sum(len(row['prompt_ids']) for row in rows)}\n\n"
+        "| micro-batch tokens | through the model, one pass | padding | update, completion tokens/s | matrix products, GFLOP/s | "
+        "update over floor |\n|---|---|---|---|---|---|"
+    )
     for budget in args.budgets:
-        settings = SimpleNamespace(temperature=1.0, clip=0.2, kl=0.02, seed=0, ppo_epochs=1, minibatch=256, micro_batch_tokens=budget,
-                                   dtype="float32", grad_clip=1.0, grad_skip=1e9)
+        settings = SimpleNamespace(
+            temperature=1.0,
+            clip=0.2,
+            kl=0.02,
+            seed=0,
+            ppo_epochs=1,
+            minibatch=256,
+            micro_batch_tokens=budget,
+            dtype="float32",
+            grad_clip=1.0,
+            grad_skip=1e9,
+        )
         speeds, rates, ratios = [], [], []
         for step in range(args.rounds + 1):
             seen.clear()
             start = time.perf_counter()
             train.update(model, reference, optimizer, rows, settings, 0)
             seconds = time.perf_counter() - start
-            per_token = [statistics.mean(times) for times in zip(*(product_seconds(model, budget) for _ in range(max(1, 8192 // budget))))]
+            per_token = [
+                statistics.mean(times)
+                for times in zip(*(product_seconds(model, budget) for _ in range(max(1, 8192 // budget))))
+            ]
             floor = sum(count * per_token[gradient] for _, count, gradient in seen)
             if step:
                 speeds.append(tokens / seconds)
@@ -74,7 +113,10 @@ def main():
                 ratios.append(seconds / floor)
         places, real = (sum(one[k] for one in seen) for k in (0, 1))
         once = sum(count for _, count, gradient in seen if gradient)
-        cells = [f"{statistics.median(x):.{d}f} [{min(x):.{d}f}, {max(x):.{d}f}]" for x, d in ((speeds, 0), (rates, 1), (ratios, 2))]
+        cells = [
+            f"{statistics.median(x):.{d}f} [{min(x):.{d}f}, {max(x):.{d}f}]"
+            for x, d in ((speeds, 0), (rates, 1), (ratios, 2))
+        ]
         print(f"| {budget} | {once} | {100 * (1 - real / places):.1f} % | {' | '.join(cells)} |", flush=True)
 
 

@@ -5,6 +5,7 @@
 The peer is Lean on the very same files, one process after another per worker, its output thrown away: no filter, no sandbox, no
 verdicts. Proofs are samples of the embedded prover, right and wrong ones. Rounds alternate; median [smallest, largest].
 """
+
 import argparse
 import os
 import statistics
@@ -17,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import verify  # noqa: E402
-from sample import load_model, read_problems, sample_rows  # noqa: E402
+from lib.model import load_model  # noqa: E402
+from sample import read_problems, sample_rows  # noqa: E402
 
 
 def lean_alone(sources, lean, workers):
@@ -31,7 +33,12 @@ def lean_alone(sources, lean, workers):
         command = [one for one in lean.command if one != "--stdin"]
         start = time.perf_counter()
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda path: subprocess.run([*command, path], env=lean.env, stdout=subprocess.DEVNULL), paths))
+            list(
+                pool.map(
+                    lambda path: subprocess.run([*command, path], env=lean.env, stdout=subprocess.DEVNULL),
+                    paths,
+                )
+            )
         return time.perf_counter() - start
 
 
@@ -42,10 +49,16 @@ def main():
     args = parser.parse_args()
     model, tokenizer = load_model(f"{HERE}/toy/base")
     problems = read_problems(f"{HERE}/toy/val.jsonl", args.problems)
-    rows = list({(row["statement"], row["completion"]): row for row in
-                 sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, progress=False)}.values())
+    rows = list(
+        {
+            (row["statement"], row["completion"]): row
+            for row in sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, progress=False)
+        }.values()
+    )
     lean, run_lean = verify.find_lean(), verify.run_lean
-    print(f"{len(rows)} distinct proofs\n\n| workers | batch | proofs/s | Lean alone, proofs/s | time over Lean's |\n|---|---|---|---|---|")
+    print(
+        f"{len(rows)} distinct proofs\n\n| workers | batch | proofs/s | Lean alone, proofs/s | time over Lean's |\n|---|---|---|---|---|"
+    )
     sources = []
     verify.run_lean = lambda source, *rest: sources.append(source) or run_lean(source, *rest)
     for workers in (1, 2):
@@ -57,10 +70,16 @@ def main():
                 verify.verify_rows(rows, lean, workers, batch, progress=False)
                 ours.append(time.perf_counter() - start)
                 alone.append(lean_alone(sources, lean, workers))
-            rate, peer = ([f"{len(rows) / f(times):.0f}" for f in (statistics.median, max, min)] for times in (ours, alone))
+            rate, peer = (
+                [f"{len(rows) / f(times):.0f}" for f in (statistics.median, max, min)]
+                for times in (ours, alone)
+            )
             ratios = [a / b for a, b in zip(ours, alone)]
-            print(f"| {workers} | {batch} | {rate[0]} [{rate[1]}, {rate[2]}] | {peer[0]} [{peer[1]}, {peer[2]}] | "
-                  f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] |", flush=True)
+            print(
+                f"| {workers} | {batch} | {rate[0]} [{rate[1]}, {rate[2]}] | {peer[0]} [{peer[1]}, {peer[2]}] | "
+                f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ def preload():
     import transformers.models.llama.modeling_llama  # noqa: F401
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: F401
+
     import train  # noqa: F401
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import advantage
-from advantage import add_advantages, group_advantages, likelihood_rank, read_jsonl, unlikeliness_reward, write_jsonl
+import lib.jsonl
+from advantage import add_advantages, group_advantages, likelihood_rank, unlikeliness_reward
+from lib.jsonl import read_jsonl, write_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -267,7 +269,7 @@ def test_command_holds_a_group_at_a_time(tmp_path, monkeypatch, capsys):
         for row in read_verified(*arguments):
             read.append(row["id"])
             yield row
-    read_verified = advantage.read_verified
+    read_verified = lib.jsonl.read_verified
     monkeypatch.setattr(advantage, "read_verified", counted)
     monkeypatch.setattr(advantage, "written", lambda path, rows: (sizes.append((row["id"], len(read))) or row for row in rows))
     monkeypatch.setattr(sys, "argv", ["advantage.py", str(path), "--out", "unused"])

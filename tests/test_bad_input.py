@@ -17,13 +17,14 @@ import sys
 
 import pytest
 import torch
+from conftest import lean_tokenizer, tiny_llama
 
 import advantage
 import evaluate
+import lib.lean
 import sample
 import train
 import verify
-from conftest import lean_tokenizer, tiny_llama
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = {"sample": sample, "verify": verify, "advantage": advantage, "train": train, "evaluate": evaluate}
@@ -151,7 +152,7 @@ CASES = [
     ("sample", f"{BEFORE} --problems problems.jsonl --out out.jsonl --max-new-token 5 --nonsense", {}, "--nonsense"),
     ("sample", f"{BEFORE} --problems in.jsonl --out out.jsonl", {"in.jsonl": lines(PROBLEM, PROBLEM)}, "line 2 'line 1' id"),
     ("sample", f"{BEFORE} --problems in.jsonl --out out.jsonl", {"in.jsonl": lines({"id": "a", "statement": ""})}, "line 1 ':= by'"),
-    ("sample", f"{BEFORE} --problems in.parquet --out out.jsonl", {"in.parquet": b"PAR1"}, "in.parquet real/problems.py"),
+    ("sample", f"{BEFORE} --problems in.parquet --out out.jsonl", {"in.parquet": b"PAR1"}, "in.parquet tools/problems.py"),
     *[("sample", f"{BEFORE} --problems problems.jsonl --out out.jsonl --model bad", {"bad": make}, f"bad {words}") for make, words in [
         (FOLDER, "config.json"), ("a file", "load"), (model("config.json"), "config.json"), (model("config.json", b"{"), "config.json"),
         (model("config.json", b"[]"), "load"), (model("config.json", b'{"model_type": "nonsense"}'), "nonsense"), (model("config.json", b"{}"), "load"),
@@ -301,7 +302,7 @@ def called(monkeypatch, stage, arguments):
     return 0
 
 
-FIND_LEAN = functools.cache(verify.find_lean)  # trying Lean out takes longer than all else
+FIND_LEAN = functools.cache(lib.lean.find_lean)  # trying Lean out takes longer than all else
 
 
 def make(folder, files, base):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from advantage import add_advantages, read_jsonl
+from advantage import add_advantages
+from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, f"{ROOT}/bench")

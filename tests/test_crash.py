@@ -14,9 +14,11 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
-import train  # noqa: E402
-import verify  # noqa: E402
 from test_distributed import tiny  # noqa: E402
+
+import lib.lean
+import lib.run
+import verify  # noqa: E402
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds processes through /proc (Linux)")
 
@@ -32,8 +34,8 @@ def test_a_few_kills_and_full_disks():
 
 def test_no_room_for_what_lean_is_given(capsys, monkeypatch):
     """It is the folder for temporary files that is full, not the one of the output, and no verdict is made up."""
-    lean = verify.Lean([], ["true"], {}, ".", "", True, "", False, "")
-    assert verify.run_lean("x", lean, 10) == ([], None)
+    lean = lib.lean.Lean([], ["true"], {}, ".", "", True, "", False, "")
+    assert lib.lean.run_lean("x", lean, 10) == ([], None)
     monkeypatch.setattr(verify.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
     with pytest.raises(SystemExit) as end:
         verify.verify_rows([{"statement": "theorem t : True := by", "completion": "\n  trivial"}], lean, workers=1, progress=False)
@@ -51,7 +53,7 @@ class Tokenizer:
 def checkpoint(out, steps):
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    train.save_checkpoint(model, Tokenizer(), optimizer, steps, [], [{"step": 0}] * steps, SimpleNamespace(out=str(out)))
+    lib.run.save_checkpoint(model, Tokenizer(), optimizer, steps, [], [{"step": 0}] * steps, SimpleNamespace(out=str(out)))
 
 
 @contextlib.contextmanager
@@ -74,9 +76,9 @@ def test_a_checkpoint_without_room_is_one_sentence_and_the_last_one_stays(tmp_pa
         checkpoint(tmp_path, 2)
     said = capsys.readouterr().err
     assert end.value.code == 2 and re.search(rf"^error: cannot write \S+/checkpoints/{name} \(.*File too large.*\); make room .*--resume", said, re.M)
-    assert train.last_checkpoint(str(tmp_path)).endswith("step_00001")
+    assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00001")
     checkpoint(tmp_path, 2)
-    assert train.last_checkpoint(str(tmp_path)).endswith("step_00002") and not os.path.exists(tmp_path / "checkpoints/part")
+    assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00002") and not os.path.exists(tmp_path / "checkpoints/part")
 
 
 def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
@@ -86,8 +88,8 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
         os.rename(tmp_path / "checkpoints", tmp_path / f"checkpoints-{steps}")
     os.rename(tmp_path / "checkpoints-1/step_00001", tmp_path / "checkpoints-2/step_00001")
     os.rename(tmp_path / "checkpoints-2", tmp_path / "checkpoints")
-    last = train.last_checkpoint(str(tmp_path))
-    train.lighten_others(last)
+    last = lib.run.last_checkpoint(str(tmp_path))
+    lib.run.lighten_others(last)
     left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
     assert left[1] == sorted([*left[0], "optimizer", "trainer.pt"]) and "model.safetensors" in left[0]
 
@@ -101,10 +103,10 @@ def test_two_runs_in_one_folder(tmp_path, capsys):
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     with pytest.raises(SystemExit) as end:
-        train.open_run(run_of(tmp_path))
+        lib.run.open_run(run_of(tmp_path))
     assert end.value.code == 2 and f"another train.py is at work in {tmp_path}" in capsys.readouterr().err
     os.close(folder)
-    train.open_run(run_of(tmp_path))
+    lib.run.open_run(run_of(tmp_path))
 
 
 def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
@@ -112,7 +114,7 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    train.open_run(run_of(tmp_path / "run"))
+    lib.run.open_run(run_of(tmp_path / "run"))
     assert os.path.isdir(tmp_path / "run")
 
 

@@ -18,9 +18,14 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
-import train  # noqa: E402
-from advantage import read_jsonl  # noqa: E402
 from test_train import make_rows  # noqa: E402
+
+import lib.metrics
+import lib.model
+import lib.ranks
+import lib.run
+import train  # noqa: E402
+from lib.jsonl import read_jsonl  # noqa: E402
 
 # (rows, micro_batch_tokens, kl, tied embeddings, blocks recomputed, optimizer); 3 rows and 1 row do not divide by the ranks
 CASES = [(12, 64, 0.1, False, False, "SGD"), (12, 1, 0.0, False, False, "SGD"), (12, 10**6, 0.1, True, False, "SGD"),
@@ -49,18 +54,18 @@ def five_updates(case, mode, dtype="float32"):
     model, reference, sampler = tiny(tied), tiny(tied, seed=1) if kl else None, tiny(tied)
     lots = [make_rows(sampler, count, seed) for seed in range(5)]
     if recompute:
-        train.checkpoint_blocks(model)
+        lib.ranks.checkpoint_blocks(model)
     if mode == "fsdp":
-        forward = train.target_logprobs
-        model, reference = train.shard(model, forward, args), reference and train.shard(reference, forward, args, trained=False)
+        forward = lib.model.target_logprobs
+        model, reference = lib.ranks.shard(model, forward, args), reference and lib.ranks.shard(reference, forward, args, trained=False)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.3 if name == "SGD" else 1e-3)
     tensors = {}
     optimizer.register_step_pre_hook(lambda *_: tensors.update(  # the last update's stay
-        {f"grad {key}": train.whole_tensor(weight.grad).clone() for key, weight in model.named_parameters()}))
+        {f"grad {key}": lib.ranks.whole_tensor(weight.grad).clone() for key, weight in model.named_parameters()}))
     for step, rows in enumerate(lots):
         metrics = train.update(model, reference, optimizer, rows + rows[:2] * (count > 3), args, step)
         assert metrics["skipped"] == 0 and (metrics["kl"] > 1e-4) == (kl > 0)
-    return train.full_state(model) | tensors, metrics
+    return lib.ranks.full_state(model) | tensors, metrics
 
 
 def torchrun(count, *command, wait=True, limit=150):
@@ -77,20 +82,20 @@ def torchrun(count, *command, wait=True, limit=150):
 
 def worker(folder):
     """What each process of torchrun does."""
-    train.start_ranks()
+    lib.ranks.start_ranks()
     for mode in ("fsdp", "none"):
         for k, case in enumerate(CASES):
             result = five_updates(case, mode)
-            if train.ranks()[0] == 0:
+            if lib.ranks.ranks()[0] == 0:
                 torch.save(result, f"{folder}/{mode}-{k}.pt")
     bf16 = five_updates(CASES[0], "fsdp", "bfloat16")
-    if train.ranks()[0] == 0:
+    if lib.ranks.ranks()[0] == 0:
         torch.save(bf16, f"{folder}/bfloat16.pt")
-    args, model = settings(out=f"{folder}/run"), train.shard(tiny(), train.target_logprobs, settings())
+    args, model = settings(out=f"{folder}/run"), lib.ranks.shard(tiny(), lib.model.target_logprobs, settings())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.config.architectures = ["LlamaForCausalLM"]
     train.update(model, None, optimizer, make_rows(tiny()), settings(kl=0.0), 0)
-    train.save_checkpoint(model, SimpleNamespace(save_pretrained=lambda path: None), optimizer, 1, [], [{"step": 0}], args)
+    lib.run.save_checkpoint(model, SimpleNamespace(save_pretrained=lambda path: None), optimizer, 1, [], [{"step": 0}], args)
     train.dist.destroy_process_group()
 
 
@@ -140,8 +145,8 @@ def test_one_process_reads_the_checkpoint_of_two(two_ranks):
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (trained, read)]
     train.update(trained, None, optimizers[0], make_rows(tiny()), settings(kl=0.0), 0)
     assert len([name for name in os.listdir(f"{folder}/optimizer") if name.endswith(".safetensors")]) == 2
-    assert train.load_checkpoint(folder, read, optimizers[1]) == ([], [{"step": 0}])
-    assert difference(train.moments(read, optimizers[1]), train.moments(trained, optimizers[0])) < 1e-6
+    assert lib.run.load_checkpoint(folder, read, optimizers[1]) == ([], [{"step": 0}])
+    assert difference(lib.run.moments(read, optimizers[1]), lib.run.moments(trained, optimizers[0])) < 1e-6
     assert {float(state["step"]) for state in optimizers[1].state.values()} == {1.0}
     again = type(trained).from_pretrained(folder)
     assert difference(again.state_dict(), trained.state_dict()) < 1e-6
@@ -153,7 +158,7 @@ def test_moments_before_any_step_are_what_adamw_makes():
         model = tiny()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         if early:
-            assert not any(tensor.any() for tensor in train.moments(model, optimizer).values())
+            assert not any(tensor.any() for tensor in lib.run.moments(model, optimizer).values())
         train.update(model, None, optimizer, rows, settings(kl=0.0), 0)
         weights.append(model.state_dict())
     assert difference(*weights) == 0
@@ -163,14 +168,14 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
     rows = make_rows(tiny(), 40)
     for count in (1, 2, 3, 7):
         for budget in (1, 60, 10**6):
-            hands, lengths = train.deal(rows, budget, count), train.pack(rows, budget)
+            hands, lengths = lib.model.deal(rows, budget, count), lib.model.pack(rows, budget)
             assert sorted(i for hand in hands for batch in hand for sequence in batch for i in sequence) == list(range(40))
             assert len({len(hand) for hand in hands}) == 1 and len(hands) == count
             tokens = [sum(lengths[sequence] for sequence in sum(hand, [])) for hand in hands]
             assert max(tokens) - min(tokens) <= max(lengths.values())
             assert all(min(lengths[s] for s in batch) >= 0.8 * max(lengths[s] for s in batch) for hand in hands for batch in hand if batch)
             assert all(len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget for hand in hands for batch in hand)
-    assert train.deal(rows[:2], 1, 3)[2] == [[]]
+    assert lib.model.deal(rows[:2], 1, 3)[2] == [[]]
 
 
 @pytest.mark.parametrize("tied, biased", [(False, False), (True, False), (False, True)])
@@ -183,7 +188,7 @@ def test_chunks_of_logits_give_the_values_and_gradients_of_a_softmax_over_all(ch
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 41))
     for exact in (False, True):
         model = copy.deepcopy(model).double() if exact else model
-        logprobs = train.token_logprobs(model, rows, 0.8, chunk=chunk) if not exact else torch.cat(
+        logprobs = lib.model.token_logprobs(model, rows, 0.8, chunk=chunk) if not exact else torch.cat(
             [(model(torch.tensor([row["prompt_ids"] + row["completion_ids"]])).logits[0] / 0.8).log_softmax(-1)
              [torch.arange(len(row["completion_ids"])) + len(row["prompt_ids"]) - 1, row["completion_ids"]] for row in rows])
         model.zero_grad()
@@ -196,13 +201,13 @@ def test_logits_are_not_kept_for_backward(monkeypatch):
     monkeypatch.setattr(train, "LOGITS", 8 * 41)
     model, rows, kept = tiny(), make_rows(tiny()), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
-        count = len(train.token_logprobs(model, rows))
+        count = len(lib.model.token_logprobs(model, rows))
     assert count > 8 and (count, 32) in kept and not any(41 in shape for shape in kept if shape != (41, 32))
 
 
 def test_blocks_are_computed_again_in_backward():
     plain, again = tiny(), tiny()
-    train.checkpoint_blocks(again)
+    lib.ranks.checkpoint_blocks(again)
     kept, gradients = [], []
     for model in (plain, again):
         kept.append(0)
@@ -210,7 +215,7 @@ def test_blocks_are_computed_again_in_backward():
             kept[-1] += tensor.numel()
             return tensor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = train.token_logprobs(model, make_rows(tiny())).sum()
+            loss = lib.model.token_logprobs(model, make_rows(tiny())).sum()
         loss.backward()
         gradients.append({key: weight.grad for key, weight in model.named_parameters()})
     assert kept[1] < 0.5 * kept[0] and difference(*gradients) == 0
@@ -345,15 +350,15 @@ def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch
     module = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}[name]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as end:
-        train.open_log(args)
+        lib.metrics.open_log(args)
     assert end.value.code == 2 and f"pip install {name}" in capsys.readouterr().err
     sent = []
     board = SimpleNamespace(add_scalar=lambda *scalar: sent.append(scalar))
     run = SimpleNamespace(log=lambda row, step: sent.extend((key, row[key], step) for key in row if row[key] is not None))
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(init=lambda **_: run, SummaryWriter=lambda _: board))
-    train.open_log(args)({"step": 3, "reward": 0.5, "loss": None})
+    lib.metrics.open_log(args)({"step": 3, "reward": 0.5, "loss": None})
     assert sent == [("step", 3, 3), ("reward", 0.5, 3)]
-    assert train.open_log(SimpleNamespace(tracker=None))({"step": 3}) is None
+    assert lib.metrics.open_log(SimpleNamespace(tracker=None))({"step": 3}) is None
 
 
 def main(count):

@@ -19,7 +19,7 @@ import pytest
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import verify  # noqa: E402
-from real import dojo  # noqa: E402
+from lib import dojo  # noqa: E402
 from tests.test_verify import PROOFS, WRONG, needs_lean, row  # noqa: E402
 
 MANIFEST = {"version": 7, "packagesDir": ".lake/packages", "name": "own", "lakeDir": ".lake", "packages": [
@@ -50,9 +50,9 @@ def make_project(folder, toolchain="leanprover/lean4:v4.9.0", manifest=MANIFEST)
 def test_block_keeps_every_column(statement, proof, block):
     assert dojo.as_tactic(statement, proof) == block
     if block and proof.strip():
-        words = [(word, column) for _, word, column in verify.tokens(block)][1:-1]
+        words = [(word, column) for _, word, column in lib.lexer.tokens(block)][1:-1]
         text = statement + proof.replace("\r\n", "\n")
-        assert words == [(word, column) for _, word, column in verify.tokens(text)][-len(words):]
+        assert words == [(word, column) for _, word, column in lib.lexer.tokens(text)][-len(words):]
 
 
 def test_longest_line_that_the_terminal_takes():
@@ -65,7 +65,7 @@ def test_longest_line_that_the_terminal_takes():
 
 @needs_lean
 def test_block_is_proved_wherever_the_plain_proof_is():
-    lean = verify.find_lean("auto")
+    lean = lib.lean.find_lean("auto")
     extra = [" intro h; exact h;", " exact (\n  fun h => h)", " intro h\n  exact h", "\n  exact id -- so",
              " have a : p → p := by\n    intro h\n    exact h\n" + 47 * " " + "exact a"]
     plain, blocks = [], []
@@ -203,7 +203,7 @@ STAND_IN = '''
                 raise DojoInitError("Unexpected EOF")
             start = text.index("theorem ")
             self.header, self.statement = text[:start], re.sub(r" sorry\\n\\Z", "", text[start:])
-            self.lean = verify.find_lean("auto")
+            self.lean = lib.lean.find_lean("auto")
             os.chdir("/")
             return self, TacticState(self.statement)
         def __exit__(self, *error):
@@ -245,11 +245,11 @@ def stand_in(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def lean():
-    return verify.find_lean("auto")
+    return lib.lean.find_lean("auto")
 
 
 def problem(name, goal="p → p"):
-    return verify.TOY_HEADER, f"theorem {name} (p q r : Prop) : {goal} := by"
+    return lib.lean.TOY_HEADER, f"theorem {name} (p q r : Prop) : {goal} := by"
 
 
 def judge(problem, proofs, lean, tmp_path, timeout=60):
@@ -268,7 +268,7 @@ def test_verdicts_are_those_of_the_main_path(stand_in, lean, tmp_path):
     rows += [{"statement": statement, "completion": "\n  trivial"} for statement in
              ("theorem bad (p : Prop) : no_such p := by", "example : True := by")]
     expected = verify.verify_rows(rows, progress=False)
-    problems = {(verify.TOY_HEADER, one["statement"]) for one in rows}
+    problems = {(lib.lean.TOY_HEADER, one["statement"]) for one in rows}
     theorems = dojo.trace_problems(problems, make_project(tmp_path / "project"), str(tmp_path / "work"), lean)
     assert len(theorems) == len(problems) - 2  # `bad` and the one without a name are not traced
     found = verify.verify_rows(rows, lean, progress=False, judge=dojo.judge_with(theorems))
@@ -366,7 +366,7 @@ def test_problems_become_one_clean_repo_traced_once(stand_in, lean, tmp_path):
     assert git("ls-files").split() == ["Problems/P00001.lean", "Problems/P00002.lean", "lake-manifest.json", "lakefile.lean",
                                        "lean-toolchain"]
     with open(os.path.join(folder, "Problems/P00002.lean"), encoding="utf-8") as file:
-        assert file.read() == verify.TOY_HEADER + "theorem b (p q r : Prop) : p → p := by sorry\n"
+        assert file.read() == lib.lean.TOY_HEADER + "theorem b (p q r : Prop) : p → p := by sorry\n"
     with open(os.path.join(folder, "lakefile.lean"), encoding="utf-8") as file:
         lines = file.read().split("\n")
     assert [line for line in lines if line.startswith("require")] == [
@@ -392,7 +392,7 @@ def test_no_process_outlives_the_one_that_started_it(stand_in, lean, tmp_path):
     project, work = make_project(tmp_path / "project"), str(tmp_path / "work")
     theorem = dojo.trace_problems([problem("a")], project, work, lean)[problem("a")]
     code = f"""import sys; sys.path.insert(0, {HERE!r})
-from real import dojo
+from lib import dojo
 dojo.judge_with_dojo([({problem("a")[0]!r}, {problem("a")[1]!r}, "\\n  exact id -- hang")], {theorem!r}, 60, None)"""
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
@@ -492,6 +492,8 @@ def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, kind, message):
 FAKE_LAKE = """#!{python}
 import json, os, sys
 sys.path.insert(0, {root!r})
+import lib.lean
+import lib.lexer
 import verify
 assert sys.argv[1:5] == ["env", "lean", "--threads=1", "--memory=16384"], sys.argv
 with open(sys.argv[5], encoding="utf-8") as file:
@@ -500,7 +502,7 @@ assert text.startswith("import Lean4Repl\\n") and os.path.exists("Lean4Repl.lean
 before, _, statement = text.partition("set_option maxHeartbeats 0 in\\n")
 statement, proof, _ = statement.partition("by\\n  lean_dojo_repl\\n  sorry\\n")
 assert proof
-lean = verify.find_lean("auto")
+lean = lib.lean.find_lean("auto")
 verify.AXIOMS = verify.AXIOMS | {{"sorryAx", "String"}}
 def say(**answer):
     print("REPL>", json.dumps({{"sid": None, "tacticState": None, "error": None, **answer}}, ensure_ascii=False), flush=True)

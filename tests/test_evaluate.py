@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import evaluate
+import lib.figures
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -213,7 +214,8 @@ def test_correct_samples_are_distinct_in_their_token_ids(tmp_path):
 
 def test_score_is_the_log_probability_of_the_stored_ids(tiny_model_dir):
     import torch
-    from sample import load_model
+
+    from lib.model import load_model
     model, _ = load_model(tiny_model_dir)
     rows = [dict(prompt_ids=[1, 5, 6], completion_ids=[7, 8, 2]), dict(prompt_ids=[1, 9], completion_ids=[10, 2])]
     args = Namespace(dtype="float32", device="cpu", micro_batch_tokens=64)
@@ -230,23 +232,23 @@ def test_score_is_the_log_probability_of_the_stored_ids(tiny_model_dir):
 # Colours, names and figures
 
 def test_a_run_has_one_colour_in_all_figures():
-    both = evaluate.styles(["base", "grpo/eval_00060", "unlikely/eval_00060", "unlikely/eval_00000"])
-    alone = evaluate.styles(["unlikely"])
+    both = lib.figures.styles(["base", "grpo/eval_00060", "unlikely/eval_00060", "unlikely/eval_00000"])
+    alone = lib.figures.styles(["unlikely"])
     assert alone["unlikely"]["color"] == both["unlikely/eval_00060"]["color"] != both["grpo/eval_00060"]["color"]
     grey = both["base"]
     assert both["unlikely/eval_00000"]["color"] == grey["color"] and both["unlikely/eval_00000"]["linestyle"] != grey["linestyle"]
-    assert evaluate.styles(["unlikely/eval_00060", "base"])["base"]["color"] == grey["color"]
-    assert evaluate.styles(["b", "a"]) == {label: evaluate.styles(["a", "b"])[label] for label in ("b", "a")}
+    assert lib.figures.styles(["unlikely/eval_00060", "base"])["base"]["color"] == grey["color"]
+    assert lib.figures.styles(["b", "a"]) == {label: lib.figures.styles(["a", "b"])[label] for label in ("b", "a")}
 
 
 def test_colours_differ_within_a_figure_while_there_are_enough():
     paper = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unlikeliness-2"]
     for name in paper:  # whatever else is in the figure
-        assert evaluate.styles([name])[name] == evaluate.styles(paper)[name]
+        assert lib.figures.styles([name])[name] == lib.figures.styles(paper)[name]
     for k in range(30):
-        labels = [f"run{k}-{seed}" for seed in range(len(evaluate.COLORS))]
-        assert len({look["color"] for look in evaluate.styles(labels).values()}) == len(labels)
-    assert len(evaluate.styles([f"run{k}" for k in range(20)])) == 20  # more runs than colours
+        labels = [f"run{k}-{seed}" for seed in range(len(lib.figures.COLORS))]
+        assert len({look["color"] for look in lib.figures.styles(labels).values()}) == len(labels)
+    assert len(lib.figures.styles([f"run{k}" for k in range(20)])) == 20  # more runs than colours
 
 
 def test_names_from_paths():

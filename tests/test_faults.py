@@ -12,8 +12,10 @@ import pytest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [HERE, os.path.join(HERE, "tests")]
-import verify  # noqa: E402
 from test_verify import needs_lean, row  # noqa: E402
+
+import lib.lean
+import verify  # noqa: E402
 
 # Runs the real Lean on what stands before the first candidate that asks for a fault, and then has the fault: a comment
 # `-- fault KIND NAME`; a KIND that ends in -once happens only the first time, which a file NAME in the folder argv[1] remembers.
@@ -82,7 +84,7 @@ def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
     """Lean killed, out of memory, flooding, hanging, now and again or every time: no row is lost, no verdict mixed up."""
     faults = {"dies": 30, "dies-once": 60, "panics": 20, "panics-once": 40, "aborts": 10, "aborts-once": 25, "floods": 5, "quits": 5, "hangs": 7}
     rows, expected = fault_rows(2000, faults)
-    lean = with_faults(verify.find_lean(), tmp_path)
+    lean = with_faults(lib.lean.find_lean(), tmp_path)
     assert judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=4.0) == expected
     assert not glob.glob(str(tmp_path / "tmp.*"))
 
@@ -93,14 +95,14 @@ def test_a_runaway_proof_costs_its_time_limit_once(tmp_path):
     runaway = "\n  set_option maxHeartbeats 0 in\n  repeat' (intro h; revert h)"
     rows = [row("p → p", f"\n  intro h{n}\n  exact h{n}") for n in range(14)]
     rows.insert(5, row("p → p", runaway))
-    lean, start = verify.find_lean(), time.time()
+    lean, start = lib.lean.find_lean(), time.time()
     assert judged(rows, lean, workers=1, timeout=3.0) == [PROVED] * 5 + [TIMEOUT] + [PROVED] * 9
     assert 3 < time.time() - start < 9
 
 
 @needs_lean
 def test_a_runaway_or_deadly_statement_is_the_problems_fault(tmp_path):
-    lean = with_faults(verify.find_lean(), tmp_path)
+    lean = with_faults(lib.lean.find_lean(), tmp_path)
     for kind, words in (("hangs", "bad statement: timeout"), ("dies", "ended with code 139")):
         bad = {"statement": f"theorem thm (p : Prop) : p → p -- fault {kind} x\n  := by", "completion": " exact id"}
         out = verify.verify_rows([row("p → p", "\n  exact id"), bad, dict(bad, completion=" intro h; exact h"), row("q → q", "\n  exact id")],
@@ -111,7 +113,7 @@ def test_a_runaway_or_deadly_statement_is_the_problems_fault(tmp_path):
 @needs_lean
 def test_a_lean_that_tells_nothing_until_its_end(tmp_path):
     """As before version 4.12: every proof is then judged alone, and its time limit is its own."""
-    lean = with_faults(verify.find_lean(), tmp_path)._replace(blind=True)
+    lean = with_faults(lib.lean.find_lean(), tmp_path)._replace(blind=True)
     rows, expected = fault_rows(12, {"dies": 1, "dies-once": 2, "hangs": 1})
     assert judged(rows, lean, timeout=2.0) == expected
 
@@ -133,12 +135,12 @@ sys.exit(subprocess.run([sys.executable, {verify.wheel.__file__!r}, *sys.argv[1:
 """, encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setenv("LEAN_PATH", verify.wheel.compiled_prelude())
-    lean = verify.find_lean(str(script), header=verify.TOY_HEADER)
+    lean = lib.lean.find_lean(str(script), header=lib.lean.TOY_HEADER)
     assert lean.sign and not lean.blind and lean.version == "4.9.0"
     rows, expected = fault_rows(20, {"hangs": 1})
     assert judged(rows, lean, workers=1, timeout=3.0) == expected
     monkeypatch.setattr(verify, "SIGN", "-- nothing comes {}\n")
-    assert verify.find_lean(str(script), header=verify.TOY_HEADER).blind
+    assert lib.lean.find_lean(str(script), header=lib.lean.TOY_HEADER).blind
 
 
 # The command: killed, followed, resumed.
@@ -263,7 +265,7 @@ def test_a_batch_is_sent_off_before_the_rows_end():
             longest = max(longest, n - len(judged_before))
             yield row("p", f" {n}")
 
-    lean = verify.Lean([], [], {}, "", "", True, "", False, "")
+    lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
     for one in verify.verify_stream(rows(), lean, workers=2, batch=10, progress=False, judge=judge):
         judged_before.append(one["completion"])
     assert judged_before == [f" {n}" for n in range(3000)] and longest <= 8 * 2 * 10 + 1
@@ -276,6 +278,6 @@ def test_workers_share_what_is_left_evenly():
         sizes.append(len(keys))
         return {key: ("proved", "", 0.0) for key in keys}
 
-    lean = verify.Lean([], [], {}, "", "", True, "", False, "")
+    lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
     verify.verify_rows([row("p", f" {n}") for n in range(35)], lean, workers=4, batch=20, progress=False, judge=judge)
     assert sorted(sizes) == [3, 4, 4, 4, 20]

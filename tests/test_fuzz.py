@@ -24,8 +24,10 @@ hypothesis = pytest.importorskip("hypothesis", reason="the grammar is drawn by h
 from hypothesis import strategies as st  # noqa: E402
 
 sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
-import verify  # noqa: E402
 from test_verify import STEPS, needs_lean  # noqa: E402
+
+import lib.lean
+import verify  # noqa: E402
 from toy.make_problems import ATOMS, random_formula, search, statement, tactics, text, truth  # noqa: E402
 
 # ---- an independent prover: Dyckhoff's contraction-free sequent calculus G4ip (J. Symb. Logic 57, 1992) ----
@@ -465,7 +467,7 @@ def objection(row):
 
 def fuzz(count, seed, alone, batch=250, timeout=120.0):
     """Verifies `count` rows and `alone` of them once more alone: (what was seen, the rows that a judge objects to)."""
-    lean, rng, rows, seen = verify.find_lean(), random.Random(seed), [], collections.Counter()
+    lean, rng, rows, seen = lib.lean.find_lean(), random.Random(seed), [], collections.Counter()
     for row in verify.verify_stream(make_rows(count, seed), lean, workers=2, batch=batch, timeout=timeout, progress=False):
         rows.append(dict(row, objection=objection(row)))
         kind = row["from"]

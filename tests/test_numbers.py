@@ -11,15 +11,19 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import lean_tokenizer, tiny_llama
 from safetensors.torch import load_file, save_file
+from test_train import settings
 
 import advantage
+import lib.lean
+import lib.metrics
+import lib.model
 import sample
 import train
 import verify
-from advantage import add_advantages, read_jsonl
-from conftest import lean_tokenizer, tiny_llama
-from test_train import settings
+from advantage import add_advantages
+from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * k + " : p ∧ q := by"} for k in (1, 2, 3)]
@@ -79,7 +83,7 @@ def judge_half(keys, lean, timeout, stop):
 def run(monkeypatch, capsys, stage, arguments):
     """(exit code, what was said on stderr) of a stage's main() in this process, with a verifier that needs no Lean."""
     monkeypatch.setattr(sys, "argv", [f"{stage.__name__}.py", *arguments.split()])
-    monkeypatch.setattr(train, "find_lean", lambda *args: verify.Lean([], [], {}, "", "", True, "", False, ""))
+    monkeypatch.setattr(train, "find_lean", lambda *args: lib.lean.Lean([], [], {}, "", "", True, "", False, ""))
     monkeypatch.setattr(train, "judge_batch", judge_half)
     code = 0
     try:
@@ -208,11 +212,11 @@ def test_all_completions_empty(monkeypatch):
     rows = sampled(model, tokenizer)
     assert all((row["completion"], row["completion_ids"], row["finish_reason"]) == ("", [2], "stop") for row in rows)
     assert all(-1e-6 < row["logprobs"][0] <= 0 for row in rows)
-    lean = verify.Lean([], [], {}, "", "", True, "", False, "")
+    lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
     judged = verify.verify_rows(rows, lean, progress=False, judge=lambda keys, *rest: {key: ("rejected", "", 0.0) for key in keys})
     judged = add_advantages(judged, 0.25)
     assert all(row["reward"] == 0 and row["advantage"] is None for row in judged)
-    assert "no group was kept" in " ".join(train.alarms([train.step_metrics(k, judged) for k in range(3)]))
+    assert "no group was kept" in " ".join(lib.metrics.alarms([lib.metrics.step_metrics(k, judged) for k in range(3)]))
     monkeypatch.undo()
     metrics, after = trained(model, rows[:1])
     assert np.isfinite(metrics["loss"]) and metrics["tokens"] == 1 and torch.isfinite(weights(after)).all()
@@ -266,8 +270,8 @@ def test_pad_and_end_of_text_are_the_same_token(monkeypatch):
     metrics, _ = trained(model, rows)
     assert metrics["logprob_gap"] < 1e-4 and metrics["tokens"] == sum(len(row["completion_ids"]) for row in rows)
     others = [row for row in rows if row is not ended[0]]
-    alone, = train.completion_logprobs(model, ended[:1])
-    assert torch.allclose(alone, train.completion_logprobs(model, others + ended[:1])[-1], atol=1e-5)
+    alone, = lib.model.completion_logprobs(model, ended[:1])
+    assert torch.allclose(alone, lib.model.completion_logprobs(model, others + ended[:1])[-1], atol=1e-5)
 
 
 def test_a_tokenizer_without_a_first_token():

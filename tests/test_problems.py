@@ -1,4 +1,4 @@
-"""Tests of real/problems.py: every format, every reason to leave a row out, held-out files, headers, bad files."""
+"""Tests of tools/problems.py: every format, every reason to leave a row out, held-out files, headers, bad files."""
 import json
 import os
 import random
@@ -10,10 +10,12 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, os.path.join(ROOT, "real"))
+sys.path.insert(0, os.path.join(ROOT, "tools"))
 import problems  # noqa: E402
+
+from lib.lean import HEADER  # noqa: E402
+from lib.lexer import forbidden, theorem_name  # noqa: E402
 from sample import read_problems  # noqa: E402
-from verify import HEADER, forbidden, theorem_name  # noqa: E402
 
 RELEASE = {"data_source": "lean", "prompt": [{"content": "", "role": "user"}], "split": "train", "theorem_full_name": "r_1",
            "theorem_statement": "theorem r_1 (n : ℕ) : n = n   := by\n", "informal_statement": "/-- Equal. -/\n",
@@ -192,7 +194,7 @@ def test_without(tmp_path, monkeypatch):
 
 
 def test_the_filter_is_asked_wherever_it_would_object(monkeypatch):
-    """The shortcut past verify.forbidden hides nothing: random words, hostile ones among them."""
+    """The shortcut past lib.lexer.forbidden hides nothing: random words, hostile ones among them."""
     rng = random.Random(0)
     words = ["n", "x₀", "ℝ", "f⁻¹", "h.1", "λ", "λsorry", "é'", "sorry", "Foo.sorryAx", "«sorry»", "stop!", "#", "`x", '"{x}"',
              "@[", "axiom", "local", "open", "set_option", "maxRecDepth", "in", "≤", "\u00a0", "\r", "\u202e", "¹'", "s.card",
@@ -262,6 +264,6 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch, capsys):
 
 def test_command(tmp_path):
     source = write(tmp_path / "in.jsonl", [MINIF2F])
-    command = [sys.executable, os.path.join(ROOT, "real", "problems.py"), source, "--out", tmp_path / "out.jsonl"]
+    command = [sys.executable, os.path.join(ROOT, "tools", "problems.py"), source, "--out", tmp_path / "out.jsonl"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0 and not result.stderr and "1 rows, 1 problems" in result.stdout

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import sample
-from sample import build_prompt, distinct, load_model, plan_batches, read_problems, sample_rows
+from lib.decode import distinct
+from lib.model import load_model
+from sample import build_prompt, plan_batches, read_problems, sample_rows
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sample.py")
 PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
@@ -242,9 +244,9 @@ GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
     (GOOD + '{"id": "b", ', [], ["line 2", "JSON"]),
     (GOOD + '{"id": "b"}\n', [], ["line 2", "statement"]),
     ('{"statement": "B := by"}\n', [], ["line 1", "'id'"]),
-    ('{"name": "b", "formal_statement": "theorem b : p := by"}\n', [], ["line 1", "real/problems.py", "problems.jsonl"]),
-    ('{"theorem_full_name": "b", "theorem_statement": "theorem b : p := by"}\n', [], ["line 1", "real/problems.py"]),
-    (GOOD, ["--problems", "FOLDER/train.parquet"], ["parquet", "real/problems.py FOLDER/train.parquet"]),
+    ('{"name": "b", "formal_statement": "theorem b : p := by"}\n', [], ["line 1", "tools/problems.py", "problems.jsonl"]),
+    ('{"theorem_full_name": "b", "theorem_statement": "theorem b : p := by"}\n', [], ["line 1", "tools/problems.py"]),
+    (GOOD, ["--problems", "FOLDER/train.parquet"], ["parquet", "tools/problems.py FOLDER/train.parquet"]),
     ('{"id": 7, "statement": "B := by"}\n', [], ["line 1", "'id'", "text"]),
     (GOOD, ["--model", "FOLDER"], ["FOLDER", "model folder"]),
     (GOOD, ["--out", "FOLDER"], ["FOLDER", "--out"]),

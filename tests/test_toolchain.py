@@ -9,8 +9,10 @@ import pytest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [HERE, os.path.join(HERE, "tests")]
-import verify  # noqa: E402
 from test_verify import PROOFS, WRONG, needs_lean, row  # noqa: E402
+
+import lib.lean
+import verify  # noqa: E402
 
 ROWS = [row(*one) for one in PROOFS + WRONG] + [row("p → q", "\n  sorry"), row("p → nonsense", "\n  exact id")]
 
@@ -43,7 +45,7 @@ def command(project, *flags):
 
 @needs_lean
 def test_a_project_gives_the_verdicts_of_the_wheel_and_lake_is_asked_once(project):
-    done = command(project, "--lean", "lake env lean", "--project", str(project), "--header", verify.TOY_HEADER, "--batch", "5")
+    done = command(project, "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER, "--batch", "5")
     assert done.returncode == 0, done.stderr
     out = [json.loads(line) for line in (project.parent / "out").read_text(encoding="utf-8").splitlines()]
     expected = verify.verify_rows(ROWS, progress=False)
@@ -56,8 +58,8 @@ def test_a_project_gives_the_verdicts_of_the_wheel_and_lake_is_asked_once(projec
 @needs_lean
 def test_header_of_the_row_goes_before_the_default(project):
     rows = [row("p → p", "\n  exact id"), row("p → p", "\n  exact id", header="prelude\nimport Nothing"),
-            row("p → p", "\n  exact id", header=verify.TOY_HEADER + "axiom cheat : False"), row("p → q", "\n  exact cheat.elim", header=verify.TOY_HEADER + "axiom cheat : False")]
-    out = verify.verify_rows(rows, verify.find_lean("lake env lean", str(project), verify.TOY_HEADER), progress=False)
+            row("p → p", "\n  exact id", header=lib.lean.TOY_HEADER + "axiom cheat : False"), row("p → q", "\n  exact cheat.elim", header=lib.lean.TOY_HEADER + "axiom cheat : False")]
+    out = verify.verify_rows(rows, lib.lean.find_lean("lake env lean", str(project), lib.lean.TOY_HEADER), progress=False)
     assert [one["verdict"] for one in out] == ["proved", "error", "proved", "rejected"]
     assert "bad header" in out[1]["message"] and out[3]["message"] == "axioms: cheat"
 
@@ -76,7 +78,7 @@ def test_what_does_not_work_is_one_sentence(project, flags, words):
 
 @needs_lean
 def test_self_test(project):
-    flags = ("--self-test", "--workers", "1", "--batch", "20", "--lean", "lake env lean", "--project", str(project), "--header", verify.TOY_HEADER)
+    flags = ("--self-test", "--workers", "1", "--batch", "20", "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER)
     done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in ("Lean 4.35.0", "an honest proof", "no network", "proofs/s", "a proof that never ends", "the kernel switched off"):
@@ -91,6 +93,6 @@ def test_self_test(project):
 @pytest.mark.skipif(not shutil.which("lean"), reason="no Lean toolchain on the PATH")
 def test_a_real_toolchain_gives_the_verdicts_of_the_wheel():
     """With Lean's own library there is more to prove with: all that the wheel proves is proved, and what is false is not."""
-    real = verify.verify_rows(ROWS, verify.find_lean("lean", header=""), progress=False)
+    real = verify.verify_rows(ROWS, lib.lean.find_lean("lean", header=""), progress=False)
     wheel = verify.verify_rows(ROWS, progress=False)
     assert [one["verdict"] for one in real] == [one["verdict"] for one in wheel]

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from advantage import read_jsonl
-from sample import load_model, read_problems
+from lib.jsonl import read_jsonl
+from lib.model import load_model
+from sample import read_problems
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "toy"))

@@ -10,9 +10,12 @@ import pytest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
-import verify  # noqa: E402
 from test_filter import CHEATS, needs_lean, row  # noqa: E402
-from toy import lean as wheel  # noqa: E402
+
+import lib.lean
+import lib.verdicts
+import verify  # noqa: E402
+from lib import wheel  # noqa: E402
 
 
 def judge(rows, **keys):
@@ -80,35 +83,35 @@ def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge
         asked.append(len(batch))
         return verify.judge_batch(batch, *rest)
 
-    lean, path = verify.find_lean(), str(tmp_path / "verdicts.sqlite")
+    lean, path = lib.lean.find_lean(), str(tmp_path / "verdicts.sqlite")
     plain, *others = ([(one["verdict"], one["message"]) for one in verify.verify_rows(some, lean, batch=5, progress=False, judge=judge)]
-                      for some, judge in ((rows, verify.judge_batch), (rows[:7], verify.remembering(path, counting)),
-                                          (rows, verify.remembering(path, counting)), (rows, verify.remembering(path, counting))))
+                      for some, judge in ((rows, verify.judge_batch), (rows[:7], lib.verdicts.cached(path, counting)),
+                                          (rows, lib.verdicts.cached(path, counting)), (rows, lib.verdicts.cached(path, counting))))
     assert others == [plain[:7], plain, plain] and sum(asked) == len(rows)
     monkeypatch.setattr(counting, "__module__", "__main__")  # verify.py as a command knows what train.py has noted
-    verify.verify_rows(rows, lean, progress=False, judge=verify.remembering(path, counting))
+    verify.verify_rows(rows, lean, progress=False, judge=lib.verdicts.cached(path, counting))
     assert sum(asked) == len(rows)
     weaker = lean._replace(command=["-DmaxHeartbeats=200" if "Heartbeats" in word else word for word in lean.command])
-    verify.verify_rows(rows[:5], weaker, progress=False, judge=verify.remembering(path, counting))
+    verify.verify_rows(rows[:5], weaker, progress=False, judge=lib.verdicts.cached(path, counting))
     assert sum(asked) == len(rows) + 5
     broken = [True]
 
     def flaky(batch, *rest):
         return {key: ("error", "no verdict", 0.0) for key in batch} if broken else verify.judge_batch(batch, *rest)
 
-    assert judge(rows[:9], judge=verify.remembering(path, flaky)) == ["error"] * 9  # nothing of what another judge has said
+    assert judge(rows[:9], judge=lib.verdicts.cached(path, flaky)) == ["error"] * 9  # nothing of what another judge has said
     broken.clear()
-    assert judge(rows, judge=verify.remembering(path, flaky)) == [verdict for verdict, _ in plain]
+    assert judge(rows, judge=lib.verdicts.cached(path, flaky)) == [verdict for verdict, _ in plain]
 
 
 def test_a_file_that_holds_no_verdicts_is_named(tmp_path, capsys):
     (tmp_path / "v.sqlite").write_text("no database, but long enough to be looked at " * 40)
     with pytest.raises(SystemExit):
-        verify.remembering(str(tmp_path / "v.sqlite"))
+        lib.verdicts.cached(str(tmp_path / "v.sqlite"))
     assert "v.sqlite (" in capsys.readouterr().err and "long enough" in (tmp_path / "v.sqlite").read_text()
     for path in (tmp_path, tmp_path / "no" / "v.sqlite"):
         with pytest.raises(SystemExit):
-            verify.remembering(str(path))
+            lib.verdicts.cached(str(path))
 
 
 @needs_lean
@@ -196,7 +199,7 @@ def test_verdicts_do_not_depend_on_batch_or_neighbours():
 @needs_lean
 def test_duplicates_are_verified_once_and_order_is_kept(monkeypatch):
     sent = []
-    run = verify.run_lean
+    run = lib.lean.run_lean
     monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sent.append(source) or run(source, *rest))
     rows = [row("p → p", "\n  exact id", id=n) if n % 2 else row("p → q", "\n  exact id", id=n) for n in range(20)]
     out = verify.verify_rows(rows, progress=False)
@@ -208,8 +211,8 @@ def test_duplicates_are_verified_once_and_order_is_kept(monkeypatch):
 @needs_lean
 def test_one_process_for_a_batch_of_many_errors(monkeypatch):
     """A recent Lean would stop after 100 of them."""
-    sources, run = [], verify.run_lean
-    lean = verify.find_lean()
+    sources, run = [], lib.lean.run_lean
+    lean = lib.lean.find_lean()
     monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sources.append(source) or run(source, *rest))
     assert judge([row("p → q", f"\n  intro h{n}\n  exact h{n}") for n in range(150)], lean=lean, batch=150) == ["rejected"] * 150
     assert len(sources) == 1
@@ -225,8 +228,8 @@ def test_a_statement_with_an_attribute_is_refused():
 @needs_lean
 def test_axioms_are_listed_by_their_full_names():
     """`open` must neither make a trusted axiom look unknown nor an unknown one trusted."""
-    header = verify.TOY_HEADER + "namespace Other\naxiom propext : False\nend Other\nopen Other\n"
-    lean = verify.find_lean()._replace(header=header)
+    header = lib.lean.TOY_HEADER + "namespace Other\naxiom propext : False\nend Other\nopen Other\n"
+    lean = lib.lean.find_lean()._replace(header=header)
     out = verify.verify_rows([row("p → q", "\n  exact propext.elim")], lean, progress=False)
     assert (out[0]["verdict"], out[0]["message"]) == ("rejected", "axioms: Other.propext")
 
@@ -303,7 +306,7 @@ def test_bad_input_is_one_sentence(content, flags, words, tmp_path):
 def test_missing_wheel_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(wheel, "library", lambda: None)
     with pytest.raises(SystemExit) as stop:
-        verify.find_lean("auto")
+        lib.lean.find_lean("auto")
     assert stop.value.code == 2 and "install" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""real/vllm_engine.py: what its processes do, with a stand-in for vllm, and the numbers, with vllm where it is installed."""
+"""lib/vllm_engine.py: what its processes do, with a stand-in for vllm, and the numbers, with vllm where it is installed."""
 import importlib.util
 import json
 import multiprocessing
@@ -14,14 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
-import sample
-import train
-from advantage import read_jsonl
-from real import vllm_engine
-from real.vllm_engine import start_engines, stop, sync, vllm_rows
-from sample import load_model, sample_rows
 from test_sample import call
+
+import lib.model
+import sample
+from lib import vllm_engine
+from lib.jsonl import read_jsonl
+from lib.model import load_model
+from lib.vllm_engine import start_engines, stop, sync, vllm_rows
+from sample import sample_rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = f"{ROOT}/toy/base"
@@ -331,7 +332,7 @@ def engines(tiny_model_dir):
 
 
 def widest_gap(rows, model, temperature=1.0):
-    expected = train.completion_logprobs(model, rows, temperature)
+    expected = lib.model.completion_logprobs(model, rows, temperature)
     return max((torch.tensor(row["logprobs"]) - logprobs).abs().max().item() for row, logprobs in zip(rows, expected))
 
 

@@ -9,6 +9,7 @@ rest) -> random Lean text for each proof found -> Lean, whose verdict alone coun
 A formula is an atom "p" | "True" | "False", or a tuple ("→", A, B), ("∧", A, B), ("∨", A, B), ("↔", A, B), ("¬", A).
 A proof is a tree of tuples (rule, ...) over hypotheses with number names; `tactics` and `term` write it as Lean text.
 """
+
 import os
 import random
 import sys
@@ -17,11 +18,19 @@ from concurrent.futures import ProcessPoolExecutor
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import at_least, flags, write_jsonl  # noqa: E402
+from lib.cli import flags, number  # noqa: E402
+from lib.jsonl import write_jsonl  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 ATOMS = "pqrs"
-TRUTH = {"p": 0xAAAA, "q": 0xCCCC, "r": 0xF0F0, "s": 0xFF00, "True": 0xFFFF, "False": 0}  # 16 valuations as bits
+TRUTH = {
+    "p": 0xAAAA,
+    "q": 0xCCCC,
+    "r": 0xF0F0,
+    "s": 0xFF00,
+    "True": 0xFFFF,
+    "False": 0,
+}  # 16 valuations as bits
 
 
 def random_formula(rng, size, atoms):
@@ -85,7 +94,9 @@ def search(rng, hyps, goal, fresh, path, budget):
 
     def then(new, goal, drop=None):  # the sequent after a rule: hypothesis `drop` gone, formulas `new` added
         kept = {h: f for h, f in hyps.items() if h != drop}
-        return search(rng, {**kept, **{fresh + i: f for i, f in enumerate(new)}}, goal, fresh + len(new), path, budget)
+        return search(
+            rng, {**kept, **{fresh + i: f for i, f in enumerate(new)}}, goal, fresh + len(new), path, budget
+        )
 
     moves = []  # (priority, rule, its arguments, its premises as arguments of `then`): the low ones are tried first
     if goal[0] in "→¬" and goal != "False":
@@ -100,13 +111,17 @@ def search(rng, hyps, goal, fresh, path, budget):
         if f[0] == "∧":
             moves.append((1.5, "both", (h, fresh, fresh + 1), [([f[1], f[2]], goal, h)]))
         elif f[0] == "↔":
-            moves.append((2, "both", (h, fresh, fresh + 1), [([("→", f[1], f[2]), ("→", f[2], f[1])], goal, h)]))
+            moves.append(
+                (2, "both", (h, fresh, fresh + 1), [([("→", f[1], f[2]), ("→", f[2], f[1])], goal, h)])
+            )
         elif f[0] == "∨":
             moves.append((3, "cases", (h, fresh), [([f[1]], goal, h), ([f[2]], goal, h)]))
         elif f[0] == "→" and f[2] == goal:
             moves.append((3.5, "apply", (h,), [([], f[1])]))
         elif f[0] == "→" and f[2] not in have:
-            moves.append((2.5 if f[1] in have else 5.5, "have", (h, fresh, f[2]), [([], f[1]), ([f[2]], goal)]))
+            moves.append(
+                (2.5 if f[1] in have else 5.5, "have", (h, fresh, f[2]), [([], f[1]), ([f[2]], goal)])
+            )
         elif f[0] == "¬" and goal == "False":
             moves.append((4, "apply", (h,), [([], f[1])]))
         elif f[0] == "¬":
@@ -147,7 +162,11 @@ def term(rng, proof, names, used):
         return f"{atomic(names[a[0]])}.elim"
     if rule == "contra":
         not_a, proof_a = atomic(names[a[0]]), atomic(names[a[1]])
-        return f"{not_a} {proof_a}" if a[2] else rng.choice((f"absurd {proof_a} {not_a}", f"({not_a} {proof_a}).elim"))
+        return (
+            f"{not_a} {proof_a}"
+            if a[2]
+            else rng.choice((f"absurd {proof_a} {not_a}", f"({not_a} {proof_a}).elim"))
+        )
     if rule == "intro":
         body = go(a[1], {a[0]: f"h{used + 1}"}.items(), 1)
         return f"fun h{used + 1} {body[4:]}" if body.startswith("fun ") else f"fun h{used + 1} => {body}"
@@ -174,16 +193,22 @@ def tactics(rng, proof, names, used, terms):
     bullet = lambda lines: ["· " + lines[0], *("  " + line for line in lines[1:])]  # noqa: E731
     new, next_ = f"h{used + 1}", f"h{used + 2}"
     size = steps(proof)
-    if rule not in ("hyp", "true", "false", "contra") and size <= 9 and rng.random() < terms / size ** 0.5:
+    if rule not in ("hyp", "true", "false", "contra") and size <= 9 and rng.random() < terms / size**0.5:
         return ["exact " + term(rng, proof, names, used)]
     if rule == "hyp":
         return ["assumption" if names[a[0]][1:].isdigit() and rng.random() < 0.15 else f"exact {names[a[0]]}"]
     if rule == "true":
         return [rng.choice(("trivial", "exact True.intro", "constructor"))]
     if rule == "false":
-        return ["contradiction" if names[a[0]][1:].isdigit() and rng.random() < 0.5 else f"exact {atomic(names[a[0]])}.elim"]
+        return [
+            "contradiction"
+            if names[a[0]][1:].isdigit() and rng.random() < 0.5
+            else f"exact {atomic(names[a[0]])}.elim"
+        ]
     if rule == "contra":
-        plain = names[a[0]][1:].isdigit() and names[a[1]][1:].isdigit()  # hypotheses that Lean's context has as such
+        plain = (
+            names[a[0]][1:].isdigit() and names[a[1]][1:].isdigit()
+        )  # hypotheses that Lean's context has as such
         return ["contradiction" if plain and rng.random() < 0.3 else "exact " + term(rng, proof, names, used)]
     if rule == "intro":
         hyp, body = a
@@ -199,7 +224,11 @@ def tactics(rng, proof, names, used, terms):
     if rule == "split":
         if steps(a[0]) <= 3 and rng.random() < 0.2:
             return [f"refine ⟨{term(rng, a[0], names, used)}, ?_⟩", *go(a[1])]
-        return [rng.choice(("constructor", "constructor", "refine ⟨?_, ?_⟩")), *bullet(go(a[0])), *bullet(go(a[1]))]
+        return [
+            rng.choice(("constructor", "constructor", "refine ⟨?_, ?_⟩")),
+            *bullet(go(a[0])),
+            *bullet(go(a[1])),
+        ]
     if rule in ("left", "right"):
         side = "inl" if rule == "left" else "inr"
         return [rng.choice((rule, rule, f"apply Or.{side}", f"refine Or.{side} ?_")), *go(a[0])]
@@ -211,26 +240,41 @@ def tactics(rng, proof, names, used, terms):
     if rule == "cases":
         arms = [go(part, {a[1]: new}.items(), 1) for part in a[2:]]
         if rng.random() < 0.3:
-            arms = [[f"| {side} {new} =>", *("  " + line for line in arm)] for side, arm in zip(("inl", "inr"), arms)]
+            arms = [
+                [f"| {side} {new} =>", *("  " + line for line in arm)]
+                for side, arm in zip(("inl", "inr"), arms)
+            ]
             return [f"cases {names[a[0]]} with", *arms[0], *arms[1]]
-        how = rng.choice((f"rcases {names[a[0]]} with {new} | {new}", f"obtain {new} | {new} := {names[a[0]]}"))
+        how = rng.choice(
+            (f"rcases {names[a[0]]} with {new} | {new}", f"obtain {new} | {new} := {names[a[0]]}")
+        )
         return [how, *bullet(arms[0]), *bullet(arms[1])]
     if rule == "have":
         rest = go(a[4], {a[1]: new}.items(), 1)
         typed = rng.random() < 0.3 or a[3][0] != "hyp"
         if a[3][0] != "hyp" and rng.random() < 0.5:
-            return [f"have {new} : {text(a[2])} := by", *("  " + line for line in [f"apply {names[a[0]]}", *go(a[3])]), *rest]
+            return [
+                f"have {new} : {text(a[2])} := by",
+                *("  " + line for line in [f"apply {names[a[0]]}", *go(a[3])]),
+                *rest,
+            ]
         value = f"{names[a[0]]} {atomic(term(rng, a[3], names, used))}"
         return [f"have {new}{' : ' + text(a[2]) if typed else ''} := {value}", *rest]
-    lines = [rng.choice((f"apply {names[a[0]]}", f"apply {names[a[0]]}", f"refine {names[a[0]]} ?_")), *go(a[1])]
+    lines = [
+        rng.choice((f"apply {names[a[0]]}", f"apply {names[a[0]]}", f"refine {names[a[0]]} ?_")),
+        *go(a[1]),
+    ]
     return lines if rule == "apply" else ["exfalso", *lines]
 
 
 def theorem(seed, args):
     """One theorem from one seed: (formula, steps of its shortest proof found, [completions]) or None."""
     rng = random.Random(seed)
-    size = rng.choices(range(args.min_size, args.max_size + 1), [args.decay ** n for n in range(args.max_size - args.min_size + 1)])[0]
-    f = canonical(random_formula(rng, size, ATOMS[:rng.choice((2, 3, 3, 4))]), {})
+    size = rng.choices(
+        range(args.min_size, args.max_size + 1),
+        [args.decay**n for n in range(args.max_size - args.min_size + 1)],
+    )[0]
+    f = canonical(random_formula(rng, size, ATOMS[: rng.choice((2, 3, 3, 4))]), {})
     if truth(f) != 0xFFFF or sum(c.isalpha() for c in text(f)) < 2:
         return None
     proofs = {search(rng, {}, f, 0, frozenset(), [400]) for _ in range(args.searches)} - {None}
@@ -257,18 +301,36 @@ def main():
     parser = flags("Theorems and proofs of the embedded default, from a seed.")
     parser.add_argument("--out", default="toy", help="folder for train.jsonl and val.jsonl")
     parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL to write the supervised proofs to")
-    parser.add_argument("--train", type=at_least(int, 1), default=3200, help="training problems")
-    parser.add_argument("--val", type=at_least(int, 1), default=200, help="held-out problems")
-    parser.add_argument("--sft-theorems", type=at_least(int, 1), default=40000, help="theorems for supervised training")
-    parser.add_argument("--proofs", type=at_least(int, 1), default=4, help="proofs of each of them, at most")
-    parser.add_argument("--searches", type=at_least(int, 1), default=4, help="random searches a theorem; the two shortest proofs are kept")
-    parser.add_argument("--min-size", type=at_least(int, 1), default=3, help="least number of connectives")
-    parser.add_argument("--max-size", type=at_least(int, 1), default=9, help="largest number of connectives")
-    parser.add_argument("--decay", type=at_least(float, 0, exclusive=True), default=0.7,
-                        help="how much rarer a formula one connective larger is drawn")
-    parser.add_argument("--min-steps", type=at_least(int, 3), default=3, help="least number of rules in the shortest proof found")
-    parser.add_argument("--seed", type=at_least(int, 0), default=0, help="one seed for everything")
-    parser.add_argument("--workers", type=at_least(int, 1), default=2, help="processes for the search and for Lean")
+    parser.add_argument("--train", type=number(int, 1), default=3200, help="training problems")
+    parser.add_argument("--val", type=number(int, 1), default=200, help="held-out problems")
+    parser.add_argument(
+        "--sft-theorems", type=number(int, 1), default=40000, help="theorems for supervised training"
+    )
+    parser.add_argument("--proofs", type=number(int, 1), default=4, help="proofs of each of them, at most")
+    parser.add_argument(
+        "--searches",
+        type=number(int, 1),
+        default=4,
+        help="random searches a theorem; the two shortest proofs are kept",
+    )
+    parser.add_argument("--min-size", type=number(int, 1), default=3, help="least number of connectives")
+    parser.add_argument("--max-size", type=number(int, 1), default=9, help="largest number of connectives")
+    parser.add_argument(
+        "--decay",
+        type=number(float, 0, exclusive=True),
+        default=0.7,
+        help="how much rarer a formula one connective larger is drawn",
+    )
+    parser.add_argument(
+        "--min-steps",
+        type=number(int, 3),
+        default=3,
+        help="least number of rules in the shortest proof found",
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="one seed for everything")
+    parser.add_argument(
+        "--workers", type=number(int, 1), default=2, help="processes for the search and for Lean"
+    )
     args = parser.parse_args()
 
     wanted, chunk, found = args.train + args.val + args.sft_theorems, 2000, {}
@@ -283,19 +345,28 @@ def main():
             bar.update(min(len(found), wanted) - bar.n)
 
     rng = random.Random(args.seed)
-    rows = [{"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
-            for n, (f, completions) in enumerate(list(found.items())[:wanted]) for i, completion in enumerate(completions)]
+    rows = [
+        {"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
+        for n, (f, completions) in enumerate(list(found.items())[:wanted])
+        for i, completion in enumerate(completions)
+    ]
     rows = [row for row in verify_rows(rows, workers=args.workers, batch=256) if row["verdict"] == "proved"]
     ids = sorted({row["id"] for row in rows})  # a theorem none of whose proofs Lean accepts is gone
     rng.shuffle(ids)
-    val, train = ids[:args.val], ids[args.val:args.val + args.train]
+    val, train = ids[: args.val], ids[args.val : args.val + args.train]
     statements = {row["id"]: row["statement"] for row in rows}
     for name, part in (("val", val), ("train", train)):
         write_jsonl(f"{args.out}/{name}.jsonl", ({"id": i, "statement": statements[i]} for i in part))
     held = {*val, *train}
-    sft = [{"statement": row["statement"], "completion": row["completion"]} for row in rows if row["id"] not in held]
+    sft = [
+        {"statement": row["statement"], "completion": row["completion"]}
+        for row in rows
+        if row["id"] not in held
+    ]
     write_jsonl(args.sft, sft)
-    print(f"{len(val)} val, {len(train)} train, {len(ids) - len(held)} theorems with {len(sft)} proofs for supervised training")
+    print(
+        f"{len(val)} val, {len(train)} train, {len(ids) - len(held)} theorems with {len(sft)} proofs for supervised training"
+    )
 
 
 if __name__ == "__main__":

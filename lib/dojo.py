@@ -14,6 +14,7 @@ and from Lean 4.12 on none of them runs tactics. FOLDER is a Lake project that r
 
 It is slower than the default verifier, and a Dojo has no heartbeat limit: where that would reject, it says "timeout".
 """
+
 import contextlib
 import hashlib
 import importlib.metadata
@@ -47,7 +48,8 @@ lean_lib Problems where
 
 def check_dojo(project):
     """Ends the program with one sentence where --verifier lean-dojo lacks what it needs."""
-    from advantage import fail
+    from lib.cli import fail
+
     if sys.version_info >= (3, 13):
         fail("lean-dojo needs Python 3.12 or older; use such a one, or leave --verifier out")
     if importlib.util.find_spec("lean_dojo") is None:
@@ -61,52 +63,81 @@ def check_dojo(project):
             with open(os.path.join(project, name), encoding="utf-8") as file:
                 text[name] = file.read().strip()
         except OSError:
-            fail(f"{project} has no {name}; --project is the folder of a Lake project that was built with `lake build`")
+            fail(
+                f"{project} has no {name}; --project is the folder of a Lake project that was built with `lake build`"
+            )
     try:
         packages = [dict(one, name=one["name"]) for one in json.loads(text["lake-manifest.json"])["packages"]]
     except (ValueError, KeyError, TypeError):
         fail(f"{project}/lake-manifest.json is not what Lake writes; make it again with `lake update`")
-    if "mathlib" not in [one["name"] for one in packages] or not all(one.get("url") and one.get("rev") for one in packages):
-        fail(f"{project}/lake-manifest.json must list mathlib, and each package with its git url and rev; require them so")
+    if "mathlib" not in [one["name"] for one in packages] or not all(
+        one.get("url") and one.get("rev") for one in packages
+    ):
+        fail(
+            f"{project}/lake-manifest.json must list mathlib, and each package with its git url and rev; require them so"
+        )
     toolchain, dojo = text["lean-toolchain"], importlib.metadata.version("lean-dojo")
     found = re.fullmatch(r"leanprover/lean4:v?(\d+)\.(\d+)\.\d+(-rc\d+)?", toolchain)
     if not found:
-        fail(f"{project}/lean-toolchain says '{toolchain}'; lean-dojo reads releases such as leanprover/lean4:v4.9.0")
+        fail(
+            f"{project}/lean-toolchain says '{toolchain}'; lean-dojo reads releases such as leanprover/lean4:v4.9.0"
+        )
     lean, release = tuple(map(int, found.group(1, 2))), tuple(map(int, re.findall(r"\d+", dojo)[:3]))
     if lean < (4, 3):
         fail(f"{project} is on {toolchain}, but lean-dojo begins at Lean 4.3; leave --verifier out")
-    if lean >= (4, 12) and release <= (4, 20, 0):  # from here on Lean gives a running tactic an empty standard input
-        fail(f"{project} is on {toolchain}, but lean-dojo {dojo} runs no tactics from Lean 4.12 on; leave --verifier out")
-    if lean < (4, 12) and not (2, 1, 3) <= release < (3, 0, 0):  # 4.20.0's ExtractData.lean calls what came after Lean 4.11
-        fail(f"{project} is on {toolchain}, which lean-dojo {dojo} cannot trace; pip install lean-dojo==2.2.0")
+    if lean >= (4, 12) and release <= (
+        4,
+        20,
+        0,
+    ):  # from here on Lean gives a running tactic an empty standard input
+        fail(
+            f"{project} is on {toolchain}, but lean-dojo {dojo} runs no tactics from Lean 4.12 on; leave --verifier out"
+        )
+    if lean < (4, 12) and not (2, 1, 3) <= release < (
+        3,
+        0,
+        0,
+    ):  # 4.20.0's ExtractData.lean calls what came after Lean 4.11
+        fail(
+            f"{project} is on {toolchain}, which lean-dojo {dojo} cannot trace; pip install lean-dojo==2.2.0"
+        )
 
 
 # ---- the problems as a repo that lean-dojo has traced ----
 
+
 def write_repo(folder, problems, project, lean, timeout, workers):
     """A git repo with a file per problem. The same content gives the same commit, by which lean-dojo finds its trace again."""
     import verify
+
     verdicts, by_header = {}, {}
     for header, statement in problems:
         by_header.setdefault(header, []).append((header, statement, "\n  sorry"))
-    batches = [group[at:at + 32] for group in by_header.values() for at in range(0, len(group), 32)]
+    batches = [group[at : at + 32] for group in by_header.values() for at in range(0, len(group), 32)]
     with ThreadPoolExecutor(workers) as pool:
         for part in pool.map(lambda batch: verify.judge_batch(batch, lean, timeout), batches):
             verdicts.update({key[:2]: verdict for key, (verdict, _, _) in part.items()})
     os.makedirs(os.path.join(folder, "Problems"))
     for number, (header, statement) in enumerate(problems, 1):
-        if verdicts[header, statement] == "rejected":  # a bad statement is an "error", and would fail the build of all
+        if (
+            verdicts[header, statement] == "rejected"
+        ):  # a bad statement is an "error", and would fail the build of all
             with open(os.path.join(folder, f"Problems/P{number:05}.lean"), "w", encoding="utf-8") as file:
                 file.write(f"{header.rstrip()}\n{statement} sorry\n")
     for name in TAKEN_OVER:
         shutil.copy(os.path.join(project, name), folder)
     with open(os.path.join(folder, "lake-manifest.json"), encoding="utf-8") as file:
         packages = [one for one in json.load(file)["packages"] if not one.get("inherited")]
-    lines = [f'require «{one["name"]}» from git "{one["url"]}" @ "{one.get("inputRev") or one["rev"]}"' for one in packages]
+    lines = [
+        f'require «{one["name"]}» from git "{one["url"]}" @ "{one.get("inputRev") or one["rev"]}"'
+        for one in packages
+    ]
     with open(os.path.join(folder, "lakefile.lean"), "w", encoding="utf-8") as file:
         file.write(LAKEFILE % "\n".join(lines))
     fixed = {"NAME": "verify", "EMAIL": "verify@localhost", "DATE": "2000-01-01T00:00:00Z"}
-    env = dict(os.environ, **{f"GIT_{who}_{what}": fixed[what] for who in ("AUTHOR", "COMMITTER") for what in fixed})
+    env = dict(
+        os.environ, **{f"GIT_{who}_{what}": fixed[what] for who in ("AUTHOR", "COMMITTER") for what in fixed}
+    )
     for words in ("init -q", "add -A -f", "-c commit.gpgsign=false commit -q --no-verify -m Problems"):
         subprocess.run(["git", *words.split()], cwd=folder, env=env, check=True)
 
@@ -116,7 +147,8 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
 
     A theorem is (folder of the repo, file, name). Statements that Lean does not accept are left out."""
     import verify
-    from advantage import fail
+    from lib.cli import fail
+
     problems, content, names = sorted({key[:2] for key in keys}), [LAKEFILE], {}
     for problem in problems:
         with contextlib.suppress(ValueError):
@@ -132,8 +164,11 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
             write_repo(os.path.join(part, "repo"), list(names), project, lean, timeout, workers)
             os.rename(os.path.join(part, "repo"), folder)
     files = {problem: f"Problems/P{number:05}.lean" for number, problem in enumerate(names, 1)}
-    theorems = {problem: (folder, path, names[problem]) for problem, path in files.items()
-                if os.path.exists(os.path.join(folder, path))}
+    theorems = {
+        problem: (folder, path, names[problem])
+        for problem, path in files.items()
+        if os.path.exists(os.path.join(folder, path))
+    }
     if theorems:
         child = start_child("trace", folder)
         try:
@@ -141,15 +176,19 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
         finally:
             stop_child(child)
         if code:
-            fail(f"lean-dojo could not trace {folder}; mend what its messages above say, or leave --verifier out")
+            fail(
+                f"lean-dojo could not trace {folder}; mend what its messages above say, or leave --verifier out"
+            )
     return theorems
 
 
 # ---- the candidates of one theorem ----
 
+
 def as_tactic(statement, proof):
     """The proof as one tactic `( ... )`, every column as in the file, or None where a Dojo cannot take it."""
     import verify
+
     proof = proof.replace("\r\n", "\n").rstrip()
     if {"where", "termination_by", "decreasing_by"}.intersection(word for _, word, _ in verify.tokens(proof)):
         return None
@@ -161,15 +200,22 @@ def as_tactic(statement, proof):
 
 
 def start_child(task, folder, *words):
-    """`python real/dojo.py TASK FOLDER ...` in a process group of its own. The pipe to it tells it when we are gone."""
+    """`python lib/dojo.py TASK FOLDER ...` in a process group of its own. The pipe to it tells it when we are gone."""
     home, judge = os.path.dirname(folder), task == "judge"
     defaults = {"CACHE_DIR": os.path.join(home, "lean_dojo"), "TMP_DIR": home, "TACTIC_MEMORY_LIMIT": "16g"}
     env = {**defaults, **os.environ, "DISABLE_REMOTE_CACHE": "1"}
     if judge:
         env.pop("GITHUB_ACCESS_TOKEN", None)  # with it, importing lean_dojo asks GitHub
-    return subprocess.Popen([sys.executable, os.path.abspath(__file__), task, folder, *map(str, words)], cwd=home, env=env,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE if judge else 2, bufsize=0,
-                            stderr=subprocess.DEVNULL if judge else None, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__), task, folder, *map(str, words)],
+        cwd=home,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if judge else 2,
+        bufsize=0,
+        stderr=subprocess.DEVNULL if judge else None,
+        start_new_session=True,
+    )
 
 
 def stop_child(child):
@@ -194,12 +240,14 @@ def ask(child, text, seconds, stop):
 
 def judge_with(theorems):
     """A `judge` for verify.verify_stream in the place of judge_batch; theorems from trace_problems."""
+
     def judge(batch, lean, timeout, stop=None):
         verdicts = {}
         for problem in dict.fromkeys(key[:2] for key in batch):
             group = [key for key in batch if key[:2] == problem]
             verdicts.update(judge_with_dojo(group, theorems.get(problem), timeout, lean, stop))
         return verdicts
+
     return judge
 
 
@@ -208,6 +256,7 @@ def judge_with_dojo(batch, theorem, timeout, lean, stop=None):
 
     After a timeout or a crash the next candidate gets a new Dojo. The one that crashed it is tried there once more."""
     import verify
+
     tactics = {key: theorem and as_tactic(key[1], key[2]) for key in batch}
     verdicts, spent, child, opened = {}, dict.fromkeys(tactics, 0.0), None, None
     try:
@@ -219,7 +268,9 @@ def judge_with_dojo(batch, theorem, timeout, lean, stop=None):
                 if child is None:
                     child = start_child("judge", *theorem, max(OPEN_SECONDS, int(timeout) + 60))
                     opened = ask(child, None, OPEN_SECONDS + 60, stop)
-                kind, message = ask(child, tactics[key], timeout, stop) if opened[0] == "open" else ("closed", opened[1])
+                kind, message = (
+                    ask(child, tactics[key], timeout, stop) if opened[0] == "open" else ("closed", opened[1])
+                )
                 if kind in ("timeout", "crash"):
                     stop_child(child)
                     child = None
@@ -236,12 +287,15 @@ def judge_with_dojo(batch, theorem, timeout, lean, stop=None):
         if child:
             stop_child(child)
     rest = [key for key in tactics if key not in verdicts]
-    for key, (verdict, message, seconds) in (verify.judge_batch(rest, lean, timeout, stop) if rest else {}).items():
+    for key, (verdict, message, seconds) in (
+        verify.judge_batch(rest, lean, timeout, stop) if rest else {}
+    ).items():
         verdicts[key] = verdict, message, spent[key] + seconds
     return verdicts
 
 
 # ---- inside the process of start_child: only here is lean_dojo imported ----
+
 
 def try_tactic(lean_dojo, dojo, state, text):
     """(kind, message) for one candidate; kind is accepted, rejected, timeout or crash."""
@@ -276,10 +330,13 @@ def child_main(task, folder, path=None, name=None, seconds=OPEN_SECONDS):
     threading.Thread(target=listen, daemon=True).start()
     try:
         import lean_dojo
+
         repo = lean_dojo.LeanGitRepo.from_path(folder)
         traced = lean_dojo.is_available_in_cache(repo)
         if task == "trace":
-            return traced or lean_dojo.trace(repo, build_deps=False)  # no dst_dir: no Dojo reads that third copy
+            return traced or lean_dojo.trace(
+                repo, build_deps=False
+            )  # no dst_dir: no Dojo reads that third copy
         if not traced:  # a Dojo would trace now, and all of Mathlib
             return say("closed", "its repo is not in lean-dojo's cache")
         with lean_dojo.Dojo(lean_dojo.Theorem(repo, path, name), timeout=int(seconds)) as (dojo, state):

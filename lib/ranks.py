@@ -1,7 +1,8 @@
 """train.py on several GPUs: one rank that speaks, FSDP2, weights gathered. Started alone, train.py goes through none of it.
 
-    torchrun --nproc-per-node 8 train.py ...
+torchrun --nproc-per-node 8 train.py ...
 """
+
 import ctypes
 import datetime
 import functools
@@ -28,13 +29,19 @@ def start_ranks() -> Callable:
     if not dist.is_torchelastic_launched():
         return lambda value: value
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: where torchrun is killed, no rank goes on alone
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: where torchrun is killed, no rank goes on alone
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30)
+    )
     patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
     if dist.get_rank() == 0:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word that another rank died: stop Lean, say so
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # torchrun's word that another rank died: stop Lean, say so
     else:
         sys.stdout = open(os.devnull, "w")
 
@@ -55,7 +62,10 @@ def shard(model: Any, forward: Callable, args: Any, trained: bool = True) -> Any
     the ranks in float32. The root's weights come for forward(model, ...), called as
     model.target_logprobs(...), which stands in for the model's own."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-    options: dict[str, Any] = {"mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))}
+
+    options: dict[str, Any] = {
+        "mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))
+    }
     if args.dtype == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in blocks(model):
@@ -74,7 +84,9 @@ def blocks(model: Any) -> torch.nn.ModuleList:
 def checkpoint_blocks(model: Any) -> None:
     """Backward computes each block's activations again instead of keeping them."""
     for block in blocks(model):
-        block.forward = functools.partial(recomputed, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = functools.partial(
+            recomputed, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,21 +1,24 @@
 """Theorem collections as our problems: the paper's release, DeepSeek's miniF2F, Lean Workbook, or our own JSONL, checked.
 
-    python real/problems.py mff-lwb-10k-seen.parquet --without minif2f_test.parquet --out train.jsonl
-    python real/problems.py minif2f.jsonl --split test --out minif2f-test.jsonl
-    python real/problems.py lean_workbook.json --without minif2f.jsonl --out workbook.jsonl
+    python tools/problems.py mff-lwb-10k-seen.parquet --without minif2f_test.parquet --out train.jsonl
+    python tools/problems.py minif2f.jsonl --split test --out minif2f-test.jsonl
+    python tools/problems.py lean_workbook.json --without minif2f.jsonl --out workbook.jsonl
 
 Reads:  parquet, JSON lists, JSONL, joined in order; what a file is, its first bytes and its columns say, not its name.
 Writes: id, statement (one theorem that ends with ":= by"), header, informal: what sample.py and train.py read. Rows that cannot
         be used and ids that had to change go, with the reason, to OUT.skipped.jsonl. PROBLEMS.md has sources and counts.
 """
+
 import json
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from advantage import fail, flags, printable, read_jsonl, write_jsonl  # noqa: E402
-from verify import HEADER, forbidden, tokens  # noqa: E402
+from lib.cli import fail, flags, printable  # noqa: E402
+from lib.jsonl import read_jsonl, write_jsonl  # noqa: E402
+from lib.lean import HEADER  # noqa: E402
+from lib.lexer import forbidden, tokens  # noqa: E402
 
 COLUMNS = {  # ours: ours again, the release's, DeepSeek's miniF2F's, Lean Workbook's; the first that a row has counts
     "id": ("id", "theorem_full_name", "name"),
@@ -23,7 +26,9 @@ COLUMNS = {  # ours: ours again, the release's, DeepSeek's miniF2F's, Lean Workb
     "header": ("header", "src_context"),
     "informal": ("informal", "informal_statement", "informal_prefix", "natural_language_statement"),
 }
-ALLOWED = re.compile(r"\b(?:theorem|lemma|def|abbrev|noncomputable)\b|(/--)")  # right in a statement, refused in a proof
+ALLOWED = re.compile(
+    r"\b(?:theorem|lemma|def|abbrev|noncomputable)\b|(/--)"
+)  # right in a statement, refused in a proof
 
 
 def read_rows(path: str) -> list[dict]:
@@ -33,13 +38,18 @@ def read_rows(path: str) -> list[dict]:
             start = file.read(64).lstrip()
         if start.startswith(b"PAR1"):
             import pyarrow.parquet
+
             rows = pyarrow.parquet.read_table(path).to_pylist()
         elif start.startswith(b"["):
             with open(path, encoding="utf-8") as file:
                 rows = json.load(file, parse_constant=int)  # int("NaN") is a ValueError: not JSON
         else:
             rows = list(read_jsonl(path))
-    except (ImportError, OSError, ValueError) as error:  # ValueError: json's and pyarrow's, and text that is not UTF-8
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: json's and pyarrow's, and text that is not UTF-8
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
         fail(f"cannot read {path} ({reason}); give JSON, JSONL, or parquet with: pip install pyarrow")
     rows = [row if isinstance(row, dict) else {} for row in rows]
@@ -54,7 +64,9 @@ def from_columns(row: dict, header: str | None) -> dict:
     problem = {key: value for key, value in row.items() if "statement" in row and key not in COLUMNS}
     for ours, theirs in COLUMNS.items():
         texts = [row[column] for column in theirs if isinstance(row.get(column), str) and row[column].strip()]
-        if texts:  # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes the character for that
+        if (
+            texts
+        ):  # half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes the character for that
             problem[ours] = texts[0].encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if header not in (None, "keep"):
         problem["header"] = header
@@ -89,9 +101,11 @@ def check(text: str) -> tuple[str, str, str]:
     if name.startswith("_root_"):
         raise ValueError("its name starts with _root_: it would leave the verifier's namespace")
     # verify.py's filter is for proofs: it is not shown what declares the theorem, and a line may start at the margin.
-    if reason := forbidden(ALLOWED.sub(lambda match: "/- " if match[1] else " ", f" {statement}").replace("\n", "\n ")):
+    if reason := forbidden(
+        ALLOWED.sub(lambda match: "/- " if match[1] else " ", f" {statement}").replace("\n", "\n ")
+    ):
         raise ValueError(f"verify.py's filter: {reason}")
-    return statement, name, " ".join(words[:place] + words[place + 2:])
+    return statement, name, " ".join(words[:place] + words[place + 2 :])
 
 
 def convert(rows, header=None, held_out=()):
@@ -130,23 +144,40 @@ def main():
     parser.add_argument("files", nargs="+", help="parquet, JSON or JSONL files, joined in this order")
     parser.add_argument("--out", required=True, help="JSONL to write")
     parser.add_argument("--split", help="only rows whose column split is this, such as test")
-    parser.add_argument("--without", nargs="+", default=[], metavar="FILE", help="leave out what is a theorem here too")
-    parser.add_argument("--header", help="text of the first lines of each Lean file, or keep: the rows' own (else verify.py's)")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="FILE", help="leave out what is a theorem here too"
+    )
+    parser.add_argument(
+        "--header",
+        help="text of the first lines of each Lean file, or keep: the rows' own (else verify.py's)",
+    )
     args = parser.parse_args()
     if not re.match(r"keep\Z|\s*(import|prelude)\b", args.header or "keep"):
-        fail(f"--header {args.header} is no header; give its text, such as \"$(cat header.lean)\", or keep")
-    rows = {path: [(path, number, row) for number, row in enumerate(read_rows(path), 1)] for path in args.files + args.without}
-    held_out = {check(problem["statement"])[2]: f"{problem['id']} of {path}" for path in args.without
-                for problem in convert(rows[path])[0]}
+        fail(f'--header {args.header} is no header; give its text, such as "$(cat header.lean)", or keep')
+    rows = {
+        path: [(path, number, row) for number, row in enumerate(read_rows(path), 1)]
+        for path in args.files + args.without
+    }
+    held_out = {
+        check(problem["statement"])[2]: f"{problem['id']} of {path}"
+        for path in args.without
+        for problem in convert(rows[path])[0]
+    }
     rows = [one for path in args.files for one in rows[path] if args.split in (None, one[2].get("split"))]
     problems, report = convert(rows, args.header, held_out)
     skipped = f"{args.out.removesuffix('.jsonl')}.skipped.jsonl"
     write_jsonl(skipped, report)
     if not problems:
-        fail(f"no problem is left of {len(rows)} rows{f' with the split {args.split}' if args.split else ''}; {skipped} says why")
+        fail(
+            f"no problem is left of {len(rows)} rows{f' with the split {args.split}' if args.split else ''}; {skipped} says why"
+        )
     write_jsonl(args.out, problems)
-    print(f"{len(rows)} rows, {len(problems)} problems in {args.out}; what follows is row by row in {skipped}")
-    kinds = [("kept" if entry["kept"] else "left out") + ", " + entry["reason"].split(": ")[0] for entry in report]
+    print(
+        f"{len(rows)} rows, {len(problems)} problems in {args.out}; what follows is row by row in {skipped}"
+    )
+    kinds = [
+        ("kept" if entry["kept"] else "left out") + ", " + entry["reason"].split(": ")[0] for entry in report
+    ]
     for kind in dict.fromkeys(kinds):
         ids = [str(entry["id"]) for entry, other in zip(report, kinds) if other == kind]
         print(printable(f"  {len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}"))
