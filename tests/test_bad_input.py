@@ -25,6 +25,7 @@ import lib.lean
 import sample
 import train
 import verify
+from lib import wheel
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = {"sample": sample, "verify": verify, "advantage": advantage, "train": train, "evaluate": evaluate}
@@ -283,7 +284,7 @@ def base(tmp_path_factory):
     tiny_llama(tokenizer, hidden_size=32, layers=1).save_pretrained(folder / "good")
     tokenizer.save_pretrained(folder / "good")
     (folder / "problems.jsonl").write_text(lines(PROBLEM, {**PROBLEM, "id": "b"}))
-    if verify.wheel.library():
+    if wheel.library():
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             assert called(patch, "train", f"{TRAIN} run") == 0
@@ -328,7 +329,7 @@ def content(folder):
 @pytest.mark.parametrize("stage, arguments, files, words", CASES,
                          ids=[f"{n}-{stage} {arguments[:60]} {words[:60]}" for n, (stage, arguments, _, words) in enumerate(CASES)])
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, base, stage, arguments, files, words):
-    if stage in ("verify", "train") and not verify.wheel.library():
+    if stage in ("verify", "train") and not wheel.library():
         pytest.skip("needs the Lean wheel (Linux x86-64)")
     monkeypatch.chdir(tmp_path)
     make(tmp_path, files, base)
@@ -375,7 +376,7 @@ WORKS += [
 
 @pytest.mark.parametrize("stage, arguments, files, words", WORKS, ids=[f"{n}-{case[0]} {case[1][:60]}" for n, case in enumerate(WORKS)])
 def test_odd_input_works(tmp_path, monkeypatch, capsys, base, stage, arguments, files, words):
-    if stage in ("verify", "train") and not verify.wheel.library():
+    if stage in ("verify", "train") and not wheel.library():
         pytest.skip("needs the Lean wheel (Linux x86-64)")
     monkeypatch.chdir(tmp_path)
     make(tmp_path, files, base)
