@@ -146,13 +146,13 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
     """{(header, statement): theorem} for keys (header, statement, ...); traces their repo unless lean-dojo has it.
 
     A theorem is (folder of the repo, file, name). Statements that Lean does not accept are left out."""
-    import verify
     from lib.cli import fail
+    from lib.lexer import theorem_name
 
     problems, content, names = sorted({key[:2] for key in keys}), [LAKEFILE], {}
     for problem in problems:
         with contextlib.suppress(ValueError):
-            names[problem] = verify.theorem_name(problem[1])
+            names[problem] = theorem_name(problem[1])
     for name in TAKEN_OVER:
         with open(os.path.join(project, name), encoding="utf-8") as file:
             content.append(file.read())
@@ -187,10 +187,10 @@ def trace_problems(keys, project, work_dir, lean, timeout=120.0, workers=2):
 
 def as_tactic(statement, proof):
     """The proof as one tactic `( ... )`, every column as in the file, or None where a Dojo cannot take it."""
-    import verify
+    from lib.lexer import tokens
 
     proof = proof.replace("\r\n", "\n").rstrip()
-    if {"where", "termination_by", "decreasing_by"}.intersection(word for _, word, _ in verify.tokens(proof)):
+    if {"where", "termination_by", "decreasing_by"}.intersection(word for _, word, _ in tokens(proof)):
         return None
     column = len(statement) - statement.rfind("\n") - 1  # the proof begins here, after `:= by`
     blanks = " " * (column - 1) if column else "\n"

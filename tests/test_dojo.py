@@ -18,6 +18,8 @@ import pytest
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
+import lib.lean  # noqa: E402
+import lib.lexer  # noqa: E402
 import verify  # noqa: E402
 from lib import dojo  # noqa: E402
 from tests.test_verify import PROOFS, WRONG, needs_lean, row  # noqa: E402
@@ -152,6 +154,7 @@ STAND_IN = '''
     import os, re, subprocess, sys, time
     from dataclasses import dataclass
     sys.path.insert(0, os.environ["PROJECT_ROOT"])
+    import lib.lean
     import verify
     LOG, CACHE = os.environ["STAND_IN_LOG"], os.environ["CACHE_DIR"]
     class DojoInitError(Exception): pass
