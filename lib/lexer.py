@@ -26,13 +26,13 @@ COMMAND_FAMILIES = re.compile("(?:assert|builtin|declare|initialize|register|run
 # wrong in any namespace: ways past the kernel, and effects, because Lean evaluates options such as (config := ...) as code.
 BANNED_WORDS = set(
     """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
-    slim_check plausible sleep""".split()
+    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! timeit decl_name""".split()
 )
 
 
 BANNED_NAMES = re.compile(
     "(?:sorryAx|ofReduceBool|ofReduceNat|reduceBool|reduceNat|trustCompiler|lcProof|lcUnreachable"
-    "|skipKernelTC|IO|EIO|BaseIO|System|Lean|LeanSearchClient|Polyrith|ProofWidgets|(?:unsafe|dbg).*)"
+    "|skipKernelTC|IO|EIO|BaseIO|System|Lean|LeanSearchClient|Polyrith|ProofWidgets|Task|(?:unsafe|dbg|panic|timeit|allocprof).*)"
 )
 
 
@@ -137,7 +137,7 @@ def forbidden(completion: str) -> str | None:
         parts = [part.strip("«»") for part in re.findall(PART, word)]
         plain = parts[0].rstrip("!?") if len(parts) == 1 else ""
         if (
-            plain in BANNED_WORDS
+            BANNED_WORDS & {plain, word}
             or any(map(BANNED_NAMES.fullmatch, parts))
             or plain == "eval"
             and after[:1] == ["%"]
@@ -169,3 +169,36 @@ def theorem_name(statement: str) -> str:
         if word in ("theorem", "lemma") and kind == "name":
             return name
     raise ValueError("it holds no named theorem")
+
+
+def single_theorem(statement: str) -> bool:
+    """Whether the statement is surely one plain theorem and nothing else, which leaves no trace in the file but its name.
+
+    False where in doubt: a second command, a modifier, an attribute, scopes or brackets that do not balance, `let x := ..`
+    outside brackets, a quoted name, anything that forbidden() would not take from a proof."""
+    try:
+        theorem_name(statement)
+        words = list(tokens(statement))
+    except ValueError:
+        return False
+    head = words[1:] if words and words[0][1] == "/--" else words  # a doc comment
+    texts = [word for _, word, _ in head]
+    if texts[:1] not in (["theorem"], ["lemma"]) or texts[-3:] != [":", "=", "by"] or "/--" in texts:
+        return False
+    name = texts[1]
+    if head[1][0] != "name" or "«" in name or name.startswith("_root_"):
+        return False
+    depth: list[str] = []
+    colons, definitions = 0, 0
+    for word, following in zip(texts[2:], texts[3:]):
+        if word in "([{⟨⦃":
+            depth.append(")]}⟩⦄"["([{⟨⦃".index(word)])
+        elif word in ")]}⟩⦄" and (not depth or depth.pop() != word):
+            return False
+        colons += word == ":" and not depth
+        definitions += word == ":" and following == "=" and not depth
+    if depth or definitions != 1 or colons < 2:
+        return False
+    code = re.sub(r"\A\s*/--.*?-/", "", statement, flags=re.S)
+    body = re.split(r"\b(?:theorem|lemma)\s", code, maxsplit=1)[1]
+    return forbidden(" " + body.replace("\n", "\n ")) is None

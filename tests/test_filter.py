@@ -50,6 +50,14 @@ FILTER = {  # why: completions of p → q
         "\n  simp (config := match IO.FS.writeFile \"x\" \"y\" () with | _ => {})", "\n  open IO in exact a",
         "\n  exact System.exit",
         "\n  exact include_str \"/etc/passwd\"", "\n  exact s!\"{sorryAx Nat}\"", "\n  bv_check \"x.lrat\"", "\n  sleep 600000"],
+    "code whose text can reach the terminal, and what tells it the random name": [
+        "\n  simp (config := { maxSteps := (Task.spawn fun _ => (panic! toString decl_name% : Nat)).get })",
+        "\n  simp (config := { maxSteps := match (println! \"x\") () with | _ => 5 })", "\n  trace toString decl_name%",
+        "\n  simp (maxSteps := panic \"x\")", "\n  simp (maxSteps := panicCore \"x\")", "\n  simp (maxSteps := unreachable!)",
+        "\n  simp (maxSteps := assert! false; 1)", "\n  simp (maxSteps := debug_assert! false; 1)", "\n  simp (maxSteps := todo! \"x\")",
+        "\n  simp (maxSteps := dbg_trace \"x\"; 1)", "\n  simp (maxSteps := dbgTraceVal 1)", "\n  simp (maxSteps := timeit \"x\" f)",
+        "\n  exact allocprof \"x\" f", "\n  exact (_root_.Task.spawn f).get", "\n  open Task in exact spawn f", "\n  exact «panic!»",
+        "\n  exact decl_name /- -/ %", "\n  exact dbgStackTrace f", "\n  exact dbgSleep 1 f"],
     "a command after the proof": [
         "\n  skip\nend", "\n  skip\nend X", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial",
         "\n  skip\nmutual",
@@ -187,6 +195,32 @@ def test_columns_and_kinds_of_tokens():
         ("operator", "''", 2),
         ("name", "s", 5), ("other", "⁻", 6), ("other", "¹", 7), ("operator", "'", 8), ("number", "0x1F", 10),
         ("number", "2.5e3", 15), ("name", "h", 21), ("other", ".", 22), ("number", "1", 23)]
+
+
+PLAIN = [
+    "theorem t (p : Prop) : p → p := by", "lemma t : True :=\n  by\n", "theorem t\n(p q : Prop)\n: p ∨ q → q ∨ p := by",
+    "/-- A theorem: see lemma u. -/\ntheorem t {p : Prop} (h : p := by simp) : p := by", "theorem And.foo : True := by",
+    "-- why\ntheorem t.{u} (α : Type u) [Fintype α] : (let n := 1; n) = 1 /- end -/ := by",
+    "theorem t (f : ℕ → ℕ) (hopen : ∀ x, ‖f x‖ ≤ |x|) (h₁ : ∑ k in range 3, f k = 2!) : Set.image f ⁅a, b⁆ = {x | 0 < x} := by"]
+NOT_PLAIN = [
+    "section\nvariable (bad : False)\ninclude bad\ntheorem t : True := by", "set_option maxRecDepth 2\ntheorem t : True := by",
+    "set_option maxRecDepth 2 in theorem t : True := by", "open Or in\ntheorem t : True := by", "open Or\ntheorem t : True := by",
+    "end\ntheorem t : True := by", "namespace Or\ntheorem t : True := by", "#exit\ntheorem t : True := by", "def f := 1 theorem t : True := by",
+    "@[simp] theorem t : True := by", "attribute [simp] u\ntheorem t : True := by", "instance : A := b\ntheorem t : True := by",
+    "theorem u : True := trivial\ntheorem t : True := by", "theorem t : True := trivial\ntheorem u : True := by",
+    "private theorem t : True := by", "local notation \"a\" => b\ntheorem t : True := by", "theorem t : True := trivial section := by",
+    "theorem t : True := trivial\n  xsection := by", "theorem _root_.t : True := by", "theorem «t» : True := by", "example : True := by",
+    "theorem : True := by", "theorem t := by", "theorem t True := by", "theorem t (p : Prop : p := by", "theorem t p : Prop) : p := by",
+    "theorem t (p : Prop] : p := by", "theorem t : True /- := by", "theorem t : True /- := by -/ := by\n/- := by", "theorem t : True := by skip",
+    "theorem t : True -- := by", "theorem t : True := by -- so", "theorem t : \"a := by", "/-! x -/ /-- y -/ theorem t : True := by",
+    "theorem end : True := by", "theorem t : True\n  @[simp] := by", "theorem t : let x := 1; x = 1 := by", "", "theorem", "theorem t",
+    "theorem t : (by run_tac x) := by", "theorem t : (panic! \"x\") := by", "variable (p : Prop) theorem t : p → p := by", "}theorem t : True := by",
+    "theorem t : True := by\n/-- theorem u : True := by", "/-- end -/ end theorem t : True := by", "alias a := b theorem t : True := by"]
+
+
+def test_a_plain_theorem_is_told_from_all_else():
+    assert [statement for statement in PLAIN if not lib.lexer.single_theorem(statement)] == []
+    assert [statement for statement in NOT_PLAIN if lib.lexer.single_theorem(statement)] == []
 
 
 @needs_lean
