@@ -163,10 +163,8 @@ def correct_samples(path: str) -> list[dict]:
 
 def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
-    from lib.model import (
-        completion_logprobs,
-        load_model,  # here, because pass@N needs no torch
-    )
+    from lib.logprobs import completion_logprobs  # here, because pass@N needs no torch
+    from lib.model import load_model
 
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
     largest, size = (

@@ -32,7 +32,6 @@ os.environ.setdefault(
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -41,9 +40,26 @@ from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from lib.cli import cause, fail, flags, number
 from lib.jsonl import read_verified, tee_jsonl, write_jsonl
 from lib.lean import find_lean
+from lib.logprobs import (
+    completion_logprobs,
+    device_of,
+    make_batch,
+    micro_batches_per_rank,
+    target_logprobs,
+    token_logprobs,
+)
 from lib.metrics import alarms, open_log, plain, step_line, step_metrics
-from lib.model import EMPTY, completion_logprobs, deal, load_model, target_logprobs, token_logprobs
-from lib.ranks import checkpoint_blocks, full_state, ranks, shard, start_ranks, whole_tensor
+from lib.model import load_model
+from lib.ranks import (
+    average_gradients,
+    checkpoint_blocks,
+    full_state,
+    ranks,
+    shard,
+    start_ranks,
+    sum_over_ranks,
+    whole_tensor,
+)
 from lib.run import last_checkpoint, lighten_others, load_checkpoint, open_run, save_checkpoint, whole
 from lib.verdicts import cached
 from lib.vllm_engine import rest, start_engines, sync, vllm_rows
@@ -76,6 +92,32 @@ def token_losses(
     return loss + kl * k3, k3, held > plain
 
 
+def minibatches(rows: list[dict], args: argparse.Namespace, step: int, epoch: int) -> list[list[dict]]:
+    """The buffer in a new order, cut into equal parts of about --minibatch rows."""
+    order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
+    count = max(1, round(len(rows) / args.minibatch))
+    return [[rows[i] for i in part] for part in np.array_split(order, count)]
+
+
+def add_old_logprobs(model: Any, rows: list[dict], args: argparse.Namespace, step: int) -> None:
+    """The trainer's own log-probabilities just before the update, [T] a row. They are taken over the very batches
+    of the first epoch, so that its first ratio is exactly 1, in bfloat16 too."""
+    for minibatch in minibatches(rows, args, step, epoch=0):
+        logprobs = completion_logprobs(model, minibatch, args.temperature, args.micro_batch_tokens, args.dtype)
+        for row, row_logprobs in zip(minibatch, logprobs):
+            row["old_logprobs"] = row_logprobs
+
+
+def add_ref_logprobs(reference: Any, rows: list[dict], args: argparse.Namespace, device: Any) -> None:
+    """The frozen initial model's log-probabilities, [T] a row, for the KL term."""
+    waits_on = device_of(reference)  # the CPU for --reference-device cpu
+    reference.to(device)
+    logprobs = completion_logprobs(reference, rows, args.temperature, args.micro_batch_tokens, args.dtype)
+    for row, row_logprobs in zip(rows, logprobs):
+        row["ref_logprobs"] = row_logprobs
+    reference.to(waits_on)
+
+
 def update(
     model: Any,
     reference: Any,
@@ -84,78 +126,48 @@ def update(
     args: argparse.Namespace,
     step: int,
 ) -> dict:
-    """PPO epochs over the rows of the buffer in mini-batches; returns means over everything seen.
+    """PPO epochs over the rows of the buffer (paper, section 4.2). Returns means over everything it saw.
 
-    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number of ranks.
+    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the ranks.
     """
-    (rank, count), device = ranks(), model.get_output_embeddings().weight.device
-    minibatches = max(1, round(len(rows) / args.minibatch))
-    old = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
-    ref = None
+    (rank, count), device = ranks(), device_of(model)
+    rows = [dict(row) for row in rows]
+    add_old_logprobs(model, rows, args, step)
     if args.kl:
-        parked = reference.device  # the CPU for --reference cpu
-        ref = completion_logprobs(
-            reference.to(device), rows, args.temperature, args.micro_batch_tokens, args.dtype
-        )
-        reference.to(parked)
-    gap = max((o.cpu() - torch.tensor(row["logprobs"])).abs().max().item() for o, row in zip(old, rows))
-    total = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0}
+        add_ref_logprobs(reference, rows, args, device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # of loss, KL estimate and clipped tokens
     grad_norms, skipped, tokens_seen = [], 0, 0
     for epoch in range(args.ppo_epochs):
-        order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
-        for part in np.array_split(order, minibatches):
-            tokens = sum(len(rows[i]["completion_ids"]) for i in part)
-            for batch in deal([rows[i] for i in part], args.micro_batch_tokens, count)[rank]:
-                sequences = [[part[i] for i in sequence] for sequence in batch]
-                places = [i for sequence in sequences for i in sequence]
-                own = [rows[i] for i in places] or [EMPTY]
-                lengths = torch.tensor([len(row["completion_ids"]) for row in own])
-                advantages = (
-                    torch.tensor([row["advantage"] for row in own]).repeat_interleave(lengths).to(device)
-                )  # [N]
-                old_own, ref_own = (
-                    torch.cat([values[i] for i in places] or [torch.zeros(1, device=device)])
-                    if values
-                    else None
-                    for values in (old, ref)
-                )
-                losses, kl, clipped = token_losses(
-                    token_logprobs(
-                        model, rows if batch else own, args.temperature, args.dtype, sequences=sequences
-                    ),
-                    old_own,
-                    ref_own,
-                    advantages,
-                    args.clip,
-                    args.kl,
-                )
-                (
-                    losses.sum() * bool(batch) * count / tokens
-                ).backward()  # times count, since gradients are averaged over the ranks
-                for name, value in (("loss", losses), ("kl", kl), ("clip_fraction", clipped)):
-                    total[name] += value.detach().sum().item() * bool(batch)
-            if count > 1:
-                for weight in model.parameters():
-                    if not isinstance(weight, DTensor):  # else FSDP has done this
-                        dist.all_reduce(weight.grad)
-                        weight.grad /= count
-            norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)).item()
-            if norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
+        for minibatch in minibatches(rows, args, step, epoch):
+            tokens = sum(len(row["completion_ids"]) for row in minibatch)
+            for trees in micro_batches_per_rank(minibatch, args.micro_batch_tokens, count)[rank]:
+                batch = make_batch(minibatch, trees, device)
+                logprobs = token_logprobs(model, batch, args.temperature, args.dtype)  # [N]
+                losses = token_losses(
+                    logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, args.clip, args.kl
+                )  # loss, KL estimate, clipped: [N] each
+                # Times the number of ranks, because gradients are averaged over them.
+                (batch.weight * losses[0].sum() * count / tokens).backward()
+                sums += batch.weight * torch.stack([values.detach().sum() for values in losses])
+            average_gradients(model)
+            grad_norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)).item()
+            if grad_norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
                 optimizer.step()
             else:
                 skipped += 1
             optimizer.zero_grad()
-            grad_norms.append(norm)
+            grad_norms.append(grad_norm)
             tokens_seen += tokens
-    sums = torch.tensor(list(total.values()), dtype=torch.float64)
-    if count > 1:
-        dist.all_reduce(sums)
+    loss, kl, clip_fraction = (sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
+    gaps = [(row["old_logprobs"].cpu() - torch.tensor(row["logprobs"])).abs().max().item() for row in rows]
     return {
-        **{name: value / tokens_seen for name, value in zip(total, sums.tolist())},
+        "loss": loss,
+        "kl": kl,
+        "clip_fraction": clip_fraction,
         "grad_norm": float(np.max(grad_norms)),
         "skipped": skipped,
         "updates": len(grad_norms),
-        "logprob_gap": gap,
+        "logprob_gap": max(gaps),
         "tokens": tokens_seen // args.ppo_epochs,
     }
 

@@ -20,7 +20,7 @@ def measure(args):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    import train
+    from lib.logprobs import make_batch, token_logprobs
 
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -38,7 +38,8 @@ def measure(args):
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)  # is there in either case
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    train.token_logprobs(model, rows, chunk=args.chunk).sum().backward()
+    batch = make_batch(rows, [[i] for i in range(len(rows))])
+    token_logprobs(model, batch, chunk=args.chunk).sum().backward()
     after, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter() - start
     name = f"chunks of {args.chunk}" if args.chunk < args.tokens else "all at once"
     print(
@@ -57,9 +58,9 @@ def main():
     args = parser.parse_args()
     if args.chunk:
         return measure(args)
-    import train
+    from lib.logprobs import LOGITS_AT_ONCE
 
-    for chunk in (args.tokens, train.LOGITS // args.vocabulary, 128):
+    for chunk in (args.tokens, LOGITS_AT_ONCE // args.vocabulary, 128):
         subprocess.run([sys.executable, *sys.argv, "--chunk", str(chunk)], check=True)
 
 

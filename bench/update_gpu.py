@@ -19,6 +19,8 @@ import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import sample  # noqa: E402
+from lib.logprobs import completion_logprobs, target_logprobs  # noqa: E402
+from lib.ranks import checkpoint_blocks, ranks, shard, start_ranks  # noqa: E402
 import train  # noqa: E402
 
 
@@ -63,8 +65,8 @@ def build(args, layers):
     with torch.device("cpu" if sharded else args.device):
         model = LlamaForCausalLM(config).eval()
     if args.gradient_checkpointing:
-        train.checkpoint_blocks(model)
-    model = train.shard(model, train.target_logprobs, args) if sharded else model
+        checkpoint_blocks(model)
+    model = shard(model, target_logprobs, args) if sharded else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01, fused=args.device == "cuda")
     return model, optimizer
 
@@ -74,7 +76,7 @@ def bench_update(model, optimizer, rows, args):
     update, forward = [], []
     for step in range(args.rounds + 1):  # the first warms up
         start = synchronize(args)
-        train.completion_logprobs(model, rows, 1.0, args.micro_batch_tokens, args.dtype)
+        completion_logprobs(model, rows, 1.0, args.micro_batch_tokens, args.dtype)
         middle = synchronize(args)
         train.update(model, None, optimizer, rows, args, step)
         forward.append(middle - start)
@@ -137,8 +139,8 @@ def main():
         args.rows,
     )
     args.grad_clip, args.grad_skip = 1.0, 1e9
-    train.start_ranks()
-    (_, count), generator = train.ranks(), torch.Generator().manual_seed(1)
+    start_ranks()
+    (_, count), generator = ranks(), torch.Generator().manual_seed(1)
     draw = lambda length: torch.randint(args.vocabulary, (length,), generator=generator).tolist()  # noqa: E731
     rows = [
         {

@@ -89,6 +89,23 @@ def checkpoint_blocks(model: Any) -> None:
         )
 
 
+def average_gradients(model: Any) -> None:
+    """Averages the gradients over the ranks, where FSDP has not done so in backward."""
+    rank, count = ranks()
+    if count == 1:
+        return
+    for weight in model.parameters():
+        if not isinstance(weight, DTensor):
+            dist.all_reduce(weight.grad)
+            weight.grad /= count
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

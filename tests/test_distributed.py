@@ -20,8 +20,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 from test_train import make_rows  # noqa: E402
 
+import lib.logprobs
 import lib.metrics
-import lib.model
 import lib.ranks
 import lib.run
 import train  # noqa: E402
@@ -47,6 +47,12 @@ def settings(**changes):
     return SimpleNamespace(**{**defaults, **changes})
 
 
+def logprobs_of(model, rows, temperature=1.0, sequences=None, chunk=None):
+    """token_logprobs [N] of rows, each a tree of its own unless `sequences` says which share one."""
+    batch = lib.logprobs.make_batch(rows, sequences or [[i] for i in range(len(rows))])
+    return lib.logprobs.token_logprobs(model, batch, temperature, chunk=chunk)
+
+
 def five_updates(case, mode, dtype="float32"):
     """Weights and gradients after 5 updates on five lots of rows, two copies among them, and the metrics of the last."""
     count, budget, kl, tied, recompute, name = case
@@ -56,7 +62,7 @@ def five_updates(case, mode, dtype="float32"):
     if recompute:
         lib.ranks.checkpoint_blocks(model)
     if mode == "fsdp":
-        forward = lib.model.target_logprobs
+        forward = lib.logprobs.target_logprobs
         model, reference = lib.ranks.shard(model, forward, args), reference and lib.ranks.shard(reference, forward, args, trained=False)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.3 if name == "SGD" else 1e-3)
     tensors = {}
@@ -91,7 +97,7 @@ def worker(folder):
     bf16 = five_updates(CASES[0], "fsdp", "bfloat16")
     if lib.ranks.ranks()[0] == 0:
         torch.save(bf16, f"{folder}/bfloat16.pt")
-    args, model = settings(out=f"{folder}/run"), lib.ranks.shard(tiny(), lib.model.target_logprobs, settings())
+    args, model = settings(out=f"{folder}/run"), lib.ranks.shard(tiny(), lib.logprobs.target_logprobs, settings())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.config.architectures = ["LlamaForCausalLM"]
     train.update(model, None, optimizer, make_rows(tiny()), settings(kl=0.0), 0)
@@ -168,14 +174,15 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
     rows = make_rows(tiny(), 40)
     for count in (1, 2, 3, 7):
         for budget in (1, 60, 10**6):
-            hands, lengths = lib.model.deal(rows, budget, count), lib.model.pack(rows, budget)
+            hands = [[[tuple(tree) for tree in batch] for batch in hand] for hand in lib.logprobs.micro_batches_per_rank(rows, budget, count)]
+            lengths = {tuple(members): size for members, size in lib.logprobs.group_into_trees(rows, budget)}
             assert sorted(i for hand in hands for batch in hand for sequence in batch for i in sequence) == list(range(40))
             assert len({len(hand) for hand in hands}) == 1 and len(hands) == count
             tokens = [sum(lengths[sequence] for sequence in sum(hand, [])) for hand in hands]
             assert max(tokens) - min(tokens) <= max(lengths.values())
             assert all(min(lengths[s] for s in batch) >= 0.8 * max(lengths[s] for s in batch) for hand in hands for batch in hand if batch)
             assert all(len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget for hand in hands for batch in hand)
-    assert lib.model.deal(rows[:2], 1, 3)[2] == [[]]
+    assert lib.logprobs.micro_batches_per_rank(rows[:2], 1, 3)[2] == [[]]
 
 
 @pytest.mark.parametrize("tied, biased", [(False, False), (True, False), (False, True)])
@@ -188,7 +195,7 @@ def test_chunks_of_logits_give_the_values_and_gradients_of_a_softmax_over_all(ch
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 41))
     for exact in (False, True):
         model = copy.deepcopy(model).double() if exact else model
-        logprobs = lib.model.token_logprobs(model, rows, 0.8, chunk=chunk) if not exact else torch.cat(
+        logprobs = logprobs_of(model, rows, 0.8, chunk=chunk) if not exact else torch.cat(
             [(model(torch.tensor([row["prompt_ids"] + row["completion_ids"]])).logits[0] / 0.8).log_softmax(-1)
              [torch.arange(len(row["completion_ids"])) + len(row["prompt_ids"]) - 1, row["completion_ids"]] for row in rows])
         model.zero_grad()
@@ -198,11 +205,11 @@ def test_chunks_of_logits_give_the_values_and_gradients_of_a_softmax_over_all(ch
 
 
 def test_logits_are_not_kept_for_backward(monkeypatch):
-    monkeypatch.setattr(train, "LOGITS", 8 * 41)
+    monkeypatch.setattr(lib.logprobs, "LOGITS_AT_ONCE", 8 * 41)
     model, rows, kept = tiny(), make_rows(tiny()), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
-        count = len(lib.model.token_logprobs(model, rows))
-    assert count > 8 and (count, 32) in kept and not any(41 in shape for shape in kept if shape != (41, 32))
+        count = len(logprobs_of(model, rows))
+    assert count > 8 and (count,) not in kept and kept and not any(41 in shape for shape in kept if shape != (41, 32))
 
 
 def test_blocks_are_computed_again_in_backward():
@@ -215,7 +222,7 @@ def test_blocks_are_computed_again_in_backward():
             kept[-1] += tensor.numel()
             return tensor
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = lib.model.token_logprobs(model, make_rows(tiny())).sum()
+            loss = logprobs_of(model, make_rows(tiny())).sum()
         loss.backward()
         gradients.append({key: weight.grad for key, weight in model.named_parameters()})
     assert kept[1] < 0.5 * kept[0] and difference(*gradients) == 0

@@ -17,8 +17,8 @@ from test_train import settings
 
 import advantage
 import lib.lean
+import lib.logprobs
 import lib.metrics
-import lib.model
 import sample
 import train
 import verify
@@ -270,8 +270,8 @@ def test_pad_and_end_of_text_are_the_same_token(monkeypatch):
     metrics, _ = trained(model, rows)
     assert metrics["logprob_gap"] < 1e-4 and metrics["tokens"] == sum(len(row["completion_ids"]) for row in rows)
     others = [row for row in rows if row is not ended[0]]
-    alone, = lib.model.completion_logprobs(model, ended[:1])
-    assert torch.allclose(alone, lib.model.completion_logprobs(model, others + ended[:1])[-1], atol=1e-5)
+    alone, = lib.logprobs.completion_logprobs(model, ended[:1])
+    assert torch.allclose(alone, lib.logprobs.completion_logprobs(model, others + ended[:1])[-1], atol=1e-5)
 
 
 def test_a_tokenizer_without_a_first_token():

@@ -13,13 +13,23 @@ import pytest
 import torch
 
 import lib.jsonl
+import lib.logprobs
 import lib.metrics
-import lib.model
 import lib.run
 import train
 from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def logprobs_of(model, rows, temperature=1.0, sequences=None, chunk=None):
+    """token_logprobs [N] of rows, each a tree of its own unless `sequences` says which share one."""
+    batch = lib.logprobs.make_batch(rows, sequences or [[i] for i in range(len(rows))])
+    return lib.logprobs.token_logprobs(model, batch, temperature, chunk=chunk)
+
+
+def nodes_of(rows, budget):
+    return sum(size for _, size in lib.logprobs.group_into_trees(rows, budget))
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def make_rows(model, count=12, seed=1):
     prompts = [[1] + ids(length) for length in (2, 5, 8)]
     rows = [{"id": f"t{i % 3}", "prompt_ids": prompts[i % 3], "completion_ids": ids(n(1, 15)) + [2], "advantage": torch.randn((), generator=g).item()}
             for i in range(count)]
-    for row, logprobs in zip(rows, lib.model.completion_logprobs(model, rows)):
+    for row, logprobs in zip(rows, lib.logprobs.completion_logprobs(model, rows)):
         row["logprobs"] = logprobs.tolist()
     return rows
 
@@ -51,7 +61,7 @@ def settings(**changes):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_logprobs_equal_a_plain_forward_pass_of_each_row(model, temperature):
     rows = make_rows(model)
-    together = lib.model.token_logprobs(model, rows, temperature)
+    together = logprobs_of(model, rows, temperature)
     alone = []
     for row in rows:
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
@@ -64,7 +74,7 @@ def test_token_logprobs_equal_a_plain_forward_pass_of_each_row(model, temperatur
 def test_completion_logprobs_keep_the_order_of_the_rows(model):
     rows = make_rows(model)
     for budget in (1, 40, 10**6):
-        for row, logprobs in zip(rows, lib.model.completion_logprobs(model, rows, micro_batch_tokens=budget)):
+        for row, logprobs in zip(rows, lib.logprobs.completion_logprobs(model, rows, micro_batch_tokens=budget)):
             assert torch.allclose(logprobs, torch.tensor(row["logprobs"]), atol=1e-5)
 
 
@@ -76,7 +86,7 @@ def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_each_a
     results = []
     for options in (dict(rows=[rows[i] for i in order]), dict(rows=rows, sequences=sequences)):
         model.zero_grad()
-        logprobs = lib.model.token_logprobs(model, **options)
+        logprobs = logprobs_of(model, **options)
         (logprobs * weights).sum().backward()
         results.append((logprobs.detach(), *(weight.grad.clone() for weight in model.parameters())))
     for alone, together in zip(*results):
@@ -85,9 +95,9 @@ def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_each_a
 
 def test_a_completion_sees_nothing_of_its_neighbours(model):
     rows = [{"prompt_ids": [1, 5], "completion_ids": completion} for completion in ([7, 8, 2], [9, 2], [10, 11, 12, 2])]
-    values = lib.model.token_logprobs(model, rows, sequences=[[0, 1, 2]])
+    values = logprobs_of(model, rows, sequences=[[0, 1, 2]])
     rows[0]["completion_ids"], rows[2]["completion_ids"] = [20, 21, 22], [23, 2]
-    assert torch.equal(values[3:5], lib.model.token_logprobs(model, rows, sequences=[[0, 1, 2]])[3:5])
+    assert torch.equal(values[3:5], logprobs_of(model, rows, sequences=[[0, 1, 2]])[3:5])
     values[3:5].sum().backward()
     assert model.model.embed_tokens.weight.grad[[5, 9]].abs().sum(1).min() > 0 and not model.model.embed_tokens.weight.grad[7:9].any()
 
@@ -95,7 +105,7 @@ def test_a_completion_sees_nothing_of_its_neighbours(model):
 def test_a_tree_by_hand():
     #  prompt 1 5, then 7 - 8 - 9   of [7, 8, 9, 2]; [7, 8, 2], [7, 8] and the second [7, 8, 2] part from it behind 8 or have ended;
     #                     4         of [4, 2]; of [2] no node, since nothing is asked behind its only token
-    tokens, parents, paths = lib.model.tree([1, 5], [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])
+    tokens, parents, paths = lib.logprobs.prefix_tree([1, 5], [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])
     assert tokens == [1, 5, 7, 8, 9, 4] and parents == [-1, 0, 1, 2, 3, 1]
     assert [path[:len(ids)] for path, ids in zip(paths, [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])] == [
         [1, 2, 3, 4], [1, 5], [1, 2, 3], [1], [1, 2], [1, 2, 3], []]
@@ -108,12 +118,12 @@ def test_completions_that_begin_alike_have_the_values_and_gradients_of_each_alon
     results = []
     for sequences in ([[i] for i in range(9)], [list(range(9))], [[0, 1, 2, 3], [4, 5, 6, 7, 8]]):
         model.zero_grad()
-        logprobs = lib.model.token_logprobs(model, rows, sequences=sequences)
+        logprobs = logprobs_of(model, rows, sequences=sequences)
         (logprobs * weights).sum().backward()
         results.append((logprobs.detach(), *(weight.grad.clone() for weight in model.parameters())))
     for alone, together, two in zip(*results):
         assert torch.allclose(alone, together, atol=2e-6) and torch.allclose(alone, two, atol=2e-6)
-    assert sum(lib.model.pack(rows, 10**6).values()) == 3 + len({tuple(c[:k]) for c in completions for k in range(1, len(c))})
+    assert nodes_of(rows, 10**6) == 3 + len({tuple(c[:k]) for c in completions for k in range(1, len(c))})
 
 
 def test_the_gradient_has_the_same_bits_each_time(model):
@@ -125,7 +135,7 @@ def test_the_gradient_has_the_same_bits_each_time(model):
         gradients = []
         for _ in range(40):
             model.zero_grad()
-            (lib.model.token_logprobs(model, rows, sequences=[list(range(2000))]) * torch.linspace(-1, 1, 6000)).sum().backward()
+            (logprobs_of(model, rows, sequences=[list(range(2000))]) * torch.linspace(-1, 1, 6000)).sum().backward()
             gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
         assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
     finally:
@@ -136,13 +146,13 @@ def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model
     rows = make_rows(model, 40)
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) - 1 for row in rows)
     for budget in (1, 30, 10**6):
-        sequences = lib.model.pack(rows, budget)
+        sequences = {tuple(members): size for members, size in lib.logprobs.group_into_trees(rows, budget)}
         assert sorted(sum(sequences, ())) == list(range(40)) and all(len({i % 3 for i in sequence}) == 1 for sequence in sequences)
         for sequence, length in sequences.items():
-            tokens, _, _ = lib.model.tree(rows[sequence[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in sequence])
+            tokens, _, _ = lib.logprobs.prefix_tree(rows[sequence[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in sequence])
             assert length == len(tokens) <= max(longest, min(2 * longest, budget))
         assert len(sequences) < 40
-    assert len(lib.model.pack(rows, 10**6)) < len(lib.model.pack(rows, 1))
+    assert len(lib.logprobs.group_into_trees(rows, 10**6)) < len(lib.logprobs.group_into_trees(rows, 1))
 
 
 def test_token_losses_by_hand():
@@ -199,7 +209,7 @@ def test_gradient_through_the_model_against_finite_differences(model):
             start = len(row["prompt_ids"])
             total += [table[start + k - 1, token] for k, token in enumerate(row["completion_ids"])]
         return train.token_losses(torch.stack(total), old, ref, advantages, 0.2, 0.1)[0].mean()
-    losses = train.token_losses(lib.model.token_logprobs(model, rows), old, ref, advantages, 0.2, 0.1)[0]
+    losses = train.token_losses(logprobs_of(model, rows), old, ref, advantages, 0.2, 0.1)[0]
     losses.mean().backward()
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
@@ -239,10 +249,10 @@ def test_copies_of_a_completion_count_each(model):
     """Three copies of a row are one row with three times the weight: the gradient of the plain token mean."""
     rows = make_rows(model, 6)
     rows += [dict(rows[2]), dict(rows[2]), dict(rows[4])]
-    assert sum(lib.model.pack(rows, 64).values()) == sum(lib.model.pack(rows[:6], 64).values())  # and cost nothing
+    assert nodes_of(rows, 64) == nodes_of(rows[:6], 64)  # and cost nothing
     metrics, weights = updated(model, rows, kl=0.0)
     trained = copy.deepcopy(model)
-    logprobs = torch.cat([lib.model.token_logprobs(trained, [row]) for row in rows])
+    logprobs = torch.cat([logprobs_of(trained, [row]) for row in rows])
     advantages = torch.cat([torch.full([len(row["completion_ids"])], row["advantage"]) for row in rows])
     loss = (-advantages * (logprobs - logprobs.detach()).exp()).mean()
     loss.backward()
@@ -276,7 +286,7 @@ def test_update_raises_what_has_advantage(model):
         row["advantage"] = 1.0 if i % 2 else -1.0
     trained = copy.deepcopy(model)
     train.update(trained, None, torch.optim.SGD(trained.parameters(), lr=0.1), rows, settings(kl=0.0), step=0)
-    gain = [(after - torch.tensor(row["logprobs"])).sum().item() for row, after in zip(rows, lib.model.completion_logprobs(trained, rows))]
+    gain = [(after - torch.tensor(row["logprobs"])).sum().item() for row, after in zip(rows, lib.logprobs.completion_logprobs(trained, rows))]
     assert sum(gain[1::2]) > 0 > sum(gain[0::2])
 
 
@@ -298,13 +308,13 @@ def test_no_reference_is_needed_where_kl_is_zero(model):
 def test_eos_is_trained_and_nothing_after_it(model):
     """The gradient of the output row of a token that occurs nowhere but as the end is not the softmax part alone."""
     rows = [{"prompt_ids": [1, 5, 6], "completion_ids": [7, 2]}, {"prompt_ids": [1, 5], "completion_ids": [7, 8, 9, 10, 2]}]
-    logprobs = lib.model.token_logprobs(model, rows)
+    logprobs = logprobs_of(model, rows)
     assert len(logprobs) == 7
     logprobs[1].backward()  # the first row's EOS
     assert model.lm_head.weight.grad[2].abs().sum() > 0
     model.zero_grad()
-    padded = lib.model.token_logprobs(model, rows)[:2]
-    alone = lib.model.token_logprobs(model, rows[:1])
+    padded = logprobs_of(model, rows)[:2]
+    alone = logprobs_of(model, rows[:1])
     assert torch.allclose(padded, alone, atol=1e-6)
 
 

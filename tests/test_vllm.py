@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_sample import call
 
-import lib.model
+import lib.logprobs
 import sample
 from lib import vllm_engine
 from lib.jsonl import read_jsonl
@@ -332,7 +332,7 @@ def engines(tiny_model_dir):
 
 
 def widest_gap(rows, model, temperature=1.0):
-    expected = lib.model.completion_logprobs(model, rows, temperature)
+    expected = lib.logprobs.completion_logprobs(model, rows, temperature)
     return max((torch.tensor(row["logprobs"]) - logprobs).abs().max().item() for row, logprobs in zip(rows, expected))
 
 

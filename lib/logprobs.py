@@ -1,0 +1,240 @@
+"""Log-probabilities of completion tokens, computed over prefix trees.
+
+Completions of one prompt often begin alike. A tree computes every shared beginning once:
+
+    prompt      completions           tree, a sequence of nodes        parent of each node
+
+    a b c       x y z EOS             0 a                              -
+                x y w EOS             1 b                              0
+                v EOS                 2 c                              1
+                                      3 x    6 v   <- two branches     2    2
+                                      4 y                              3
+                                      5 z    7 w   <- two branches     4    4
+
+A node attends to its ancestors and itself only, and its position is the number of its ancestors, so each
+completion is computed as in a sequence of its own. EOS is never a node: nothing comes after it. A batch holds
+several trees, padded to the longest; micro-batches are shared out among the ranks.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+from lib.ranks import ranks
+
+LOGITS_AT_ONCE = 2**26  # float32 logits in memory at a time: 0.27 GB
+DUMMY_ROW = {
+    "prompt_ids": [0],
+    "completion_ids": [0],
+    "advantage": 0.0,
+    "old_logprobs": torch.zeros(1),
+    "ref_logprobs": torch.zeros(1),
+}
+
+
+class Batch(NamedTuple):
+    """B prefix trees, and what is asked of them: the log-probabilities of N completion tokens, row after row.
+
+    D <= N of them are distinct, since equal beginnings are asked for once."""
+
+    ids: torch.Tensor  # [B, L] token of each node
+    positions: torch.Tensor  # [B, L]
+    mask: torch.Tensor  # [B, 1, L, L] True where a node (row) attends to another (column)
+    nodes: torch.Tensor  # [D] a place in the flattened ids ...
+    targets: torch.Tensor  # [D] ... and the token whose log-probability is asked for there
+    expand: torch.Tensor  # [N] which of the D each completion token is
+    rows: list[int]  # whose completion tokens these are
+    weight: float  # of its loss: 0 for the dummy batch of an idle rank
+    advantages: Any = None  # [N]
+    old_logprobs: Any = None  # [N]
+    ref_logprobs: Any = None  # [N], or None without a KL term
+
+
+def device_of(model: Any) -> torch.device:
+    return model.get_output_embeddings().weight.device
+
+
+def group_into_trees(rows: list[dict], token_budget: int) -> list[tuple[list[int], int]]:
+    """Which rows share a tree: [(indices of rows, number of nodes), ...].
+
+    Rows of one prompt share a tree until it is twice as long as the longest row (or as the budget). In sorted
+    order, a row shares its longest prefix with the row before it.
+    """
+    texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
+    longest = max(map(len, texts))
+    limit = max(longest, min(2 * longest, token_budget))
+    trees: list[tuple[list[int], int]] = []
+    for i in sorted(range(len(rows)), key=texts.__getitem__):
+        if trees:
+            members, size = trees[-1]
+            last = members[-1]
+            size += len(texts[i]) - len(os.path.commonprefix([texts[last], texts[i]]))
+            if rows[i]["prompt_ids"] == rows[last]["prompt_ids"] and size <= limit:
+                trees[-1] = members + [i], size
+                continue
+        trees.append(([i], len(texts[i])))
+    return trees
+
+
+def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> list[list[list[list[int]]]]:
+    """The micro-batches of each of `count` ranks; a micro-batch is a list of trees, a tree a list of row indices.
+
+    Ranks get about equally many tokens. A micro-batch holds trees of similar size (0.8 of its longest or more),
+    and at most token_budget padded nodes unless it is a single tree. Padded with empty batches so that every
+    rank runs the same number of forward passes.
+    """
+    ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
+    longest = [0] * count  # of each rank's last micro-batch
+    load = [0] * count
+    for members, size in sorted(group_into_trees(rows, token_budget), key=lambda tree: -tree[1]):
+        rank = load.index(min(load))
+        batches = ranks_batches[rank]
+        full = batches and (len(batches[-1]) + 1) * longest[rank] > token_budget
+        if not batches or full or size < 0.8 * longest[rank]:
+            batches.append([])
+            longest[rank] = size
+        batches[-1].append(members)
+        load[rank] += size
+    most = max(map(len, ranks_batches))
+    return [batches + [[]] * (most - len(batches)) for batches in ranks_batches]
+
+
+def prefix_tree(
+    prompt: list[int], completions: list[list[int]]
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """(tokens, parents, paths): the token and the parent of each node, and for each completion the nodes that
+    predict its tokens, from the prompt's last node on."""
+    tokens = list(prompt)
+    parents = list(range(-1, len(prompt) - 1))
+    children: dict[tuple[int, int], int] = {}  # (node, next token): node
+    paths = []
+    for completion in completions:
+        path = [len(prompt) - 1]
+        for token in completion[:-1]:
+            node = children.setdefault((path[-1], token), len(tokens))
+            if node == len(tokens):
+                tokens.append(token)
+                parents.append(path[-1])
+            path.append(node)
+        paths.append(path)
+    return tokens, parents, paths
+
+
+def make_batch(
+    rows: list[dict], trees: Sequence[Sequence[int]], device: Any = "cpu", weight: float = 1.0
+) -> Batch:
+    """A batch of these trees, lists of row indices; without any, the dummy batch of an idle rank: FSDP needs its
+    forward pass, its weight is 0. Rows may carry advantage, old_logprobs and ref_logprobs."""
+    if not trees:
+        rows, trees, weight = [DUMMY_ROW], [[0]], 0.0
+    built = [prefix_tree(rows[t[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in t]) for t in trees]
+    B, L = len(built), max(len(tokens) for tokens, _, _ in built)
+    ids, positions = np.zeros([B, L], dtype=np.int64), np.zeros([B, L], dtype=np.int64)
+    mask = np.zeros([B, L, L], dtype=bool)
+    mask[:] = np.eye(L, dtype=bool)  # padding attends to itself: a row without any True would give NaN
+    distinct: dict[tuple[int, int], int] = {}
+    expand: list[int] = []
+    for b, (members, (tokens, parents, paths)) in enumerate(zip(trees, built)):
+        ids[b, : len(tokens)] = tokens
+        for node, parent in enumerate(parents[1:], 1):
+            positions[b, node] = positions[b, parent] + 1
+            mask[b, node] |= mask[b, parent]
+        for i, path in zip(members, paths):
+            for node, token in zip(path, rows[i]["completion_ids"]):
+                expand.append(distinct.setdefault((b * L + node, token), len(distinct)))
+    nodes, targets = zip(*distinct)
+    order = [i for members in trees for i in members]
+    own = [rows[i] for i in order]
+    lengths = torch.tensor([len(row["completion_ids"]) for row in own])
+
+    def per_token(key):
+        if any(row.get(key) is None for row in own):
+            return None
+        return torch.cat([row[key] for row in own]).to(device)
+
+    advantages = torch.tensor([row.get("advantage") or 0.0 for row in own]).repeat_interleave(lengths)
+    return Batch(
+        *(torch.from_numpy(array).to(device) for array in (ids, positions, mask[:, None])),
+        *(torch.tensor(numbers, device=device) for numbers in (nodes, targets, expand)),
+        order if weight else [],
+        weight,
+        advantages.to(device),
+        per_token("old_logprobs"),
+        per_token("ref_logprobs"),
+    )
+
+
+def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) -> torch.Tensor:
+    """Log-probabilities [D] of the batch's targets; under FSDP it takes the place of model.forward.
+
+    Logits are made only where a target is asked for, `chunk` rows at a time, and once more in backward: [D, V]
+    would outweigh everything else. They are divided by the sampling temperature in float32, as in the sampler,
+    so that the policy that is trained is the policy that sampled.
+    """
+    head = model.get_output_embeddings()
+    output = model.base_model(
+        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+    )
+    hidden = output.last_hidden_state.flatten(0, 1)  # [B * L, H]
+    # Not hidden[nodes]: its backward accumulates duplicates in a nondeterministic order.
+    hidden = hidden.index_select(0, batch.nodes)  # [D, H]
+
+    def head_logprobs(hidden, targets):
+        logits = head(hidden).float() / temperature  # [chunk, V]
+        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+    chunks = list(zip(hidden.split(chunk), batch.targets.split(chunk)))
+    if len(chunks) == 1:
+        return head_logprobs(*chunks[0])
+    return torch.cat([checkpoint(head_logprobs, *part, use_reentrant=False) for part in chunks])
+
+
+def token_logprobs(
+    model: Any, batch: Batch, temperature: float = 1.0, dtype: str = "float32", chunk: int | None = None
+) -> torch.Tensor:
+    """Log-probabilities [N] of the batch's completion tokens, with gradient where it is enabled.
+
+    Masks come from lengths, never from token values, so the first EOS is trained on and nothing after it.
+    """
+    chunk = chunk or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        if hasattr(
+            model, "target_logprobs"
+        ):  # bound by lib/ranks.py: FSDP gathers the weights around this call
+            logprobs = model.target_logprobs(batch, temperature, chunk)
+        else:
+            logprobs = target_logprobs(model, batch, temperature, chunk)
+        return logprobs.index_select(0, batch.expand)
+
+
+@torch.no_grad()
+def completion_logprobs(
+    model: Any,
+    rows: list[dict],
+    temperature: float = 1.0,
+    micro_batch_tokens: int = 16384,
+    dtype: str = "float32",
+) -> Sequence[torch.Tensor]:
+    """Tensors [T], one per row: the log-probabilities of its completion_ids. The ranks share the work."""
+    if not rows:
+        return []
+    rank, count = ranks()
+    device = device_of(model)
+    lengths = [len(row["completion_ids"]) for row in rows]
+    together = torch.zeros(sum(lengths), device=device)
+    result = together.split(lengths)
+    for trees in micro_batches_per_rank(rows, micro_batch_tokens, count)[rank]:
+        batch = make_batch(rows, trees, device)
+        logprobs = token_logprobs(model, batch, temperature, dtype)
+        for i, row_logprobs in zip(batch.rows, logprobs.split([lengths[i] for i in batch.rows] or 1)):
+            result[i].copy_(row_logprobs)
+    if count > 1:
+        dist.all_reduce(
+            together
+        )  # each number comes from one rank, the others add 0: the same bits everywhere
+    return result
