@@ -19,9 +19,9 @@ import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import sample  # noqa: E402
+import train  # noqa: E402
 from lib.logprobs import completion_logprobs, target_logprobs  # noqa: E402
 from lib.ranks import checkpoint_blocks, ranks, shard, start_ranks  # noqa: E402
-import train  # noqa: E402
 
 
 def model_flops(config, rows):
