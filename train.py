@@ -35,7 +35,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers.utils import logging
 
-from advantage import add_advantages
+import advantage
 from evaluate import draw_curves, draw_passes, load_counts, pass_table
 from lib.cli import cause, fail, flags, number
 from lib.jsonl import read_verified, tee_jsonl, write_jsonl
@@ -258,24 +258,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--advantages", help="make one update on the rows of this file, and nothing else")
     # the algorithm (paper, Table 1)
-    parser.add_argument(
-        "--unlikeliness",
-        type=number(float, 0, high=1),
-        default=0.0,
-        help="beta_rank; the paper uses 0.25 (0: plain GRPO)",
-    )
-    parser.add_argument(
-        "--rank-by",
-        choices=["sequence", "token-mean"],
-        default="sequence",
-        help="likelihood that ranks a group",
-    )
-    parser.add_argument(
-        "--ties",
-        choices=["shared", "broken"],
-        default="shared",
-        help="rank of equal completions: one, or by float noise",
-    )
+    advantage.add_flags(parser)
     parser.add_argument(
         "--ppo-epochs",
         type=count,
@@ -391,12 +374,10 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     args.engine = choose_engine(args)
-    if args.advantages and (
-        not args.out or args.unlikeliness or args.rank_by != "sequence" or args.ties != "shared"
-    ):
-        fail(
-            "with --advantages give --out, and give --unlikeliness, --rank-by and --ties to advantage.py, which made the file"
-        )
+    shaping = vars(advantage.options())
+    if args.advantages and (not args.out or any(vars(args)[name] != shaping[name] for name in shaping)):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in shaping)
+        fail(f"with --advantages give --out, and give {names} to advantage.py, which made the file")
     settings = f"unlikeliness-{args.unlikeliness:g}_epochs-{args.ppo_epochs}_kl-{args.kl:g}_seed-{args.seed}"
     args.out = args.out or f"runs/{settings}"
     return args
@@ -562,7 +543,7 @@ def main():
             rows = list(
                 tee_jsonl(
                     f"{folder}/advantages.jsonl",
-                    add_advantages(rows, args.unlikeliness, args.rank_by, args.ties),
+                    advantage.add_advantages(rows, args),
                 )
             )
             buffer += [row for row in rows if row["advantage"] is not None]

@@ -51,6 +51,7 @@ def ours(args):
     """A step for each line of standard input."""
     import torch
 
+    import advantage
     import train
     from lib.model import load_model
     from sample import read_problems, sample_rows
@@ -81,7 +82,9 @@ def ours(args):
             dict(row, reward=number) for row, number in zip(rows, reward([row["completion"] for row in rows]))
         ]
         clock.lap("reward")
-        train.update(model, reference, optimizer, train.add_advantages(rows), settings, step)
+        train.update(
+            model, reference, optimizer, advantage.add_advantages(rows, advantage.options()), settings, step
+        )
         clock.lap("update")
         clock.answer([row["completion_ids"] for row in rows])
 

@@ -21,6 +21,7 @@ sys.path.insert(0, HERE)
 os.environ |= {"OMP_NUM_THREADS": "2"}
 import torch  # noqa: E402
 
+import advantage  # noqa: E402
 import train  # noqa: E402, before torch, for its setting
 from lib.model import load_model  # noqa: E402
 from sample import read_problems, sample_rows  # noqa: E402
@@ -61,7 +62,8 @@ def main():
     rows = sample_rows(
         model, tokenizer, read_problems(f"{HERE}/toy/train.jsonl", 16), 32, max_new_tokens=200, progress=False
     )
-    rows = train.add_advantages(dict(row, reward=float(sum(row["completion"].encode()) % 2)) for row in rows)
+    rows = [dict(row, reward=float(sum(row["completion"].encode()) % 2)) for row in rows]
+    rows = advantage.add_advantages(rows, advantage.options())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
     tokens = sum(len(row["completion_ids"]) for row in rows)
     flops = 2 * sum(

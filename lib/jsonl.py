@@ -1,6 +1,7 @@
 """JSONL in and out: checked rows, and files that appear under their name when they are complete."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +103,22 @@ def read_verified(path: str, *keys: str) -> Iterator[dict]:
                 f"{path}, line {number}: not as many logprobs as completion_ids; give the rows as the stages write them"
             )
         yield row
+
+
+def read_groups(path: str) -> Iterator[list[dict]]:
+    """Yields the groups of a file of verified rows; holds one group at a time."""
+    names: set[str] = set()
+    rows = read_verified(path, "sample", "completion_ids", "logprobs")
+    for name, members in itertools.groupby(rows, lambda row: row["id"]):
+        group = list(members)
+        if name in names:
+            fail(f"{path}: {name} comes again after other groups; put the rows of a group next to each other")
+        if len({row["sample"] for row in group}) < len(group):
+            fail(f"{path}: {name} has a sample twice; give each one once")
+        names.add(name)
+        yield group
+    if not names:
+        fail(f"{path} has no rows; run verify.py first")
 
 
 def tee_jsonl(path: str, rows: Iterable[dict]) -> Iterator[dict]:

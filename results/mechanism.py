@@ -20,7 +20,7 @@ sys.path.insert(0, HERE)
 import torch  # noqa: E402
 from report import fill  # noqa: E402
 
-from advantage import add_advantages  # noqa: E402
+from advantage import add_advantages, options  # noqa: E402
 from lib.cli import fail, flags, number  # noqa: E402
 from lib.figures import markdown, panels, save  # noqa: E402
 from train import token_losses  # noqa: E402
@@ -51,7 +51,7 @@ def epochs_of_one_group(
         {"id": "table", "completion_ids": [k], "logprobs": [old[k].item()], "reward": float(CORRECT[k])}
         for k in drawn.tolist()
     ]
-    rows = add_advantages(rows, unlikeliness)
+    rows = add_advantages(rows, options(f"--unlikeliness {unlikeliness}"))
     if rows[0]["advantage"] is None:
         return None
     advantages = torch.tensor([row["advantage"] for row in rows])

@@ -32,7 +32,6 @@ ABLATION = {
     "beta-0.5": "0.5",
     "beta-1": "1.0",
     "token-mean": "0.25, rank by token-mean",
-    "ties-broken": "0.25, ties by float order",
 }
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 PAPER = {
@@ -366,8 +365,8 @@ def main():
     by_rank = uplifts({name: seeds_of(args.folder, name) for name in SETTINGS}, max(steps), args)
     tables["uplift"] = uplift_table(by_rank)
     seeds = [
-        run[len(f"{args.folder}/ties-broken") :]
-        for run in seeds_of(args.folder, "ties-broken")
+        run[len(f"{args.folder}/token-mean") :]
+        for run in seeds_of(args.folder, "token-mean")
         if os.path.exists(f"{run}/val-{min(steps)}/verified.jsonl")
     ]  # the last job of a seed
     changed = {name: [f"{args.folder}/{name}{seed}" for seed in seeds] for name in ABLATION}
@@ -406,7 +405,6 @@ def main():
             "beta_rank 0.25 - 0": ("unlikeliness-2", "epochs-2"),
             "beta_rank 1 - 0.25": ("beta-1", "unlikeliness-2"),
             "token-mean - sequence": ("token-mean", "unlikeliness-2"),
-            "ties broken - shared": ("ties-broken", "unlikeliness-2"),
         }
         pairs = {label: interval(few[a] - few[b]) for label, (a, b) in compare.items()}
         tables["ablation-pairs"] = markdown(pass_columns(pairs, "+", "difference, points [95 %]"))

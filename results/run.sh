@@ -57,7 +57,6 @@ export -f judged run job
         echo "run beta-0.5 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
         echo "run beta-1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
         echo "run token-mean $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
-        echo "run ties-broken $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --ties broken"
     done
 } | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 

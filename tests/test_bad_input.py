@@ -200,7 +200,9 @@ CASES = [
     ("advantage", "in.jsonl --out out.jsonl --unlikeliness 1.5", GOOD, "--unlikeliness 'more than 1'"),
     ("advantage", "in.jsonl --out out.jsonl --unlikeliness -0.1", GOOD, "--unlikeliness"),
     ("advantage", "in.jsonl --out out.jsonl --unlikeliness infinity", GOOD, "--unlikeliness finite"),
-    ("advantage", "in.jsonl --out out.jsonl --ties maybe", GOOD, "--ties choice"),
+    ("advantage", "in.jsonl --out out.jsonl --filter maybe", GOOD, "--filter choice"),
+    ("advantage", "in.jsonl --out out.jsonl --estimator ppo", GOOD, "--estimator choice"),
+    ("advantage", "in.jsonl --out out.jsonl --ties broken", GOOD, "unrecognized"),
     ("advantage", "in.jsonl in.jsonl --out out.jsonl", GOOD, "unrecognized"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(SAMPLE)}, "line 1 'reward' missing"),
     ("advantage", "in.jsonl --out out.jsonl", {"in.jsonl": lines(VERIFIED, VERIFIED)}, "in.jsonl 'a has a sample twice'"),
@@ -216,6 +218,7 @@ CASES = [
     ("train", "--advantages in.jsonl --model good --out run", {"in.jsonl": lines({**ADVANTAGE, "prompt_ids": [10**30]})}, f"{10**30} good"),
     ("train", "--advantages in.jsonl --model good --out run", {"in.jsonl": lines(ADVANTAGE).replace("0.7", "1e999")}, "line 1 advantage"),
     ("train", "--advantages in.jsonl --model good --out run --unlikeliness 0.25", ADVANTAGES, "--unlikeliness advantage.py"),
+    ("train", "--advantages in.jsonl --model good --out run --estimator nsr", ADVANTAGES, "--estimator advantage.py"),
     ("train", "--advantages in.jsonl --model good", ADVANTAGES, "--out"),
     ("train", "--advantages in.jsonl --model bad --out run", ADVANTAGES | {"bad": model("model.safetensors", 1000)}, "bad load"),
     *[("train", f"{TRAIN} run {flags}", {}, words) for flags, words in [

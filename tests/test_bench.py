@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from advantage import add_advantages
+from advantage import add_advantages, options
 from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,7 +35,7 @@ def test_growths_rows_are_as_many_and_as_long_as_asked(tmp_path):
     many = list(read_jsonl(growth.repeated(rows, 5, tmp_path / "many.jsonl")))
     assert [(one["id"], one["sample"]) for one in many] == [("0@@t", 0), ("0@@t", 1), ("1@@t", 0), ("1@@t", 1), ("2@@t", 0)]
     assert [one["completion"] for one in many] == [row["completion"]] * 5
-    assert [one["rank"] for one in add_advantages(many[:4])] == [1.0, 0.0] * 2  # ids apart: two groups of two
+    assert [one["rank"] for one in add_advantages(many[:4], options())] == [1.0, 0.0] * 2  # ids apart: two groups of two
     long = growth.longer(row, 4)
     assert long["logprobs"] == row["logprobs"] * 4 and len(long["prompt_ids"]) == 8 and len(long["completion_ids"]) == 12
     assert long["completion"].count("\n") == 8 and long["completion"].endswith(row["completion"]) and growth.longer(row, 1) == row

@@ -22,7 +22,7 @@ import lib.metrics
 import sample
 import train
 import verify
-from advantage import add_advantages
+from advantage import add_advantages, options
 from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -189,7 +189,7 @@ def test_a_group_of_one():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for rewards in ([1.0], [0.0], [1.0, None], [None]):
-            rows = add_advantages([dict(ROWS[0], sample=k, reward=reward) for k, reward in enumerate(rewards)], unlikeliness=0.25)
+            rows = add_advantages([dict(ROWS[0], sample=k, reward=reward) for k, reward in enumerate(rewards)], options("--unlikeliness 0.25"))
             assert all(row["advantage"] is None and row["shaped_reward"] is None for row in rows)
             assert [row["rank"] for row in rows] == [None if reward is None else 0.0 for reward in rewards]
 
@@ -214,7 +214,7 @@ def test_all_completions_empty(monkeypatch):
     assert all(-1e-6 < row["logprobs"][0] <= 0 for row in rows)
     lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
     judged = verify.verify_rows(rows, lean, progress=False, judge=lambda keys, *rest: {key: ("rejected", "", 0.0) for key in keys})
-    judged = add_advantages(judged, 0.25)
+    judged = add_advantages(judged, options("--unlikeliness 0.25"))
     assert all(row["reward"] == 0 and row["advantage"] is None for row in judged)
     assert "no group was kept" in " ".join(lib.metrics.alarms([lib.metrics.step_metrics(k, judged) for k in range(3)]))
     monkeypatch.undo()
