@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from lib.cli import fail, flags, number
 from lib.decode import decode, prefill
-from lib.jsonl import cannot_write, check_out, read_jsonl
+from lib.jsonl import cannot_write, check_out, check_row, numbered_rows, open_jsonl
 from lib.lean import HEADER
 from lib.model import load_model
 
@@ -55,18 +55,13 @@ def read_problems(path: str, limit: int | None = None) -> list[dict]:
     )
     if str(path).endswith(".parquet"):
         fail(f"{path} is parquet, not JSONL; {convert}")
-    for line_number, row in enumerate(read_jsonl(path), 1):
-        where = f"{path}, line {line_number}"
+    for where, row in numbered_rows(path):
         if "statement" not in row and ("formal_statement" in row or "theorem_statement" in row):
             fail(f"{where}: these are another collection's columns; {convert}")
-        for key in KEYS:
-            if not isinstance(row.get(key, None if key in KEYS[:2] else ""), str):
-                fail(f"{where}: '{key}' is missing or not text; give id and statement as text")
+        check_row(where, row, KEYS[:2], KEYS[2:])
         if row["id"] in seen:
-            fail(
-                f"{where}: id {row['id']!r} is that of line {seen[row['id']]} too; give every problem an id of its own"
-            )
-        seen[row["id"]] = line_number
+            fail(f"{where}: {seen[row['id']]} has the id {row['id']!r} too; give every problem its own id")
+        seen[row["id"]] = where
         statement, ends_well = re.subn(r"\s*:=\s*by(\s+sorry)?\s*\Z", " := by", row["statement"])
         if not ends_well:
             fail(
@@ -359,7 +354,7 @@ def main():
             rows = sample_rows(
                 model, tokenizer, problems, args.num_samples, batch_tokens=args.batch_tokens, **options
             )
-        with open(part, "a", encoding="utf-8") as file:
+        with open_jsonl(part, "a") as file:
             group = ""
             for row in rows:
                 group += json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -38,7 +38,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.cli import fail, flags, number, printable
-from lib.jsonl import cannot_write, check_out, read_jsonl
+from lib.jsonl import cannot_write, check_out, numbered_rows, open_jsonl
 from lib.lean import Lean, find_lean, run_lean, words_of
 from lib.lexer import forbidden, theorem_name
 from lib.verdicts import Key, Verdict, cached
@@ -341,13 +341,10 @@ def follow(path: str) -> Iterator[str | None]:
 def checked(path: str, lines: Iterable[str | None] | None = None) -> Iterator[Any]:
     """The rows of sample.py's file; ends the program with the line where one is not fit to be verified."""
     number = 0
-    for row in read_jsonl(path, "statement", "completion", lines=lines):
+    for where, row in numbered_rows(path, "statement", "completion", optional=["header"], lines=lines):
         number += row is not None
-        for name in ("statement", "completion", "header") if row else ():
-            if not isinstance(row.get(name, ""), str):
-                fail(f"{path}, line {number}: '{name}' is not a text; write it as a string")
         if row and not re.search(r":=\s*by\s*\Z", row["statement"]):
-            fail(f"{path}, line {number}: the statement does not end in ':= by'; end it so")
+            fail(f"{where}: the statement does not end in ':= by'; end it so")
         yield row
     if not number:
         fail(f"{path} has no rows; run sample.py first")
@@ -459,7 +456,7 @@ def main():
     )
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
-        with open(part, "a", encoding="utf-8") as file:
+        with open_jsonl(part, "a") as file:
             for row in verify_stream(
                 rows,
                 lean,

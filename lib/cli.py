@@ -1,14 +1,17 @@
-"""Command lines: one sentence for an error, checked numbers, flags with their defaults."""
+"""Command lines: one sentence for an error, checked numbers, --help with defaults, quiet ends."""
 
 import argparse
+import difflib
 import math
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 
 def printable(text: str) -> str:
-    """The text with what could steer a terminal (escapes, other control and invisible characters) written out: \\x1b[2J."""
+    """The text with terminal escapes, control and invisible characters written out: \\x1b[2J."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "backslashreplace").decode()
         for c in text
@@ -22,12 +25,12 @@ def fail(message: str) -> NoReturn:
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what an exception says."""
+    """The first line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
 def number(kind: type, low: float, exclusive: bool = False, high: float = 2**53) -> Callable[[str], float]:
-    """An argparse type: a finite int or float >= low (> low where exclusive) and <= high."""
+    """An argparse type: a finite int or float, low <= number <= high (low < number if exclusive)."""
 
     def parse(text):
         number = kind(text)
@@ -39,25 +42,60 @@ def number(kind: type, low: float, exclusive: bool = False, high: float = 2**53)
             raise argparse.ArgumentTypeError(f"{text} is more than {high}")
         return number
 
-    parse.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
     return parse
 
 
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean --unlikeliness?" if a known word is close to this one, else nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class Defaults(argparse.HelpFormatter):
-    """--help with the default of each flag that has one, where its words do not say it."""
+    """Adds the default to the help of each flag that has one."""
 
     def _get_help_string(self, action):
-        said = (
-            action.default is None
-            or action.default is False
-            or action.default == argparse.SUPPRESS
-            or "default:" in action.help
+        has_none = any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        return (
+            action.help if has_none or "default:" in action.help else f"{action.help} (default: %(default)s)"
         )
-        return action.help if said else f"{action.help} (default: %(default)s)"
 
 
 def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser of flags; a bad one ends the program with a sentence."""
+    """A parser whose errors are one sentence, with the flag that was probably meant."""
+
+    def error(message):
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        known = re.findall(r"--[\w-]+", parser.format_usage())
+        fail(message + (suggestion(unknown[1], known) if unknown else ""))
+
     parser = argparse.ArgumentParser(prog, description=description, formatter_class=Defaults)
-    parser.error = fail  # type: ignore[method-assign,assignment]
+    parser.error = error  # type: ignore[method-assign,assignment]
     return parser
+
+
+def before_imports() -> None:
+    """What a script does before it imports torch."""
+
+    def quiet(kind, error, traceback):
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = quiet  # importing torch takes seconds: Ctrl-C during them leaves no traceback
+    # Limit OpenMP's busy-waiting: spinning threads starve each other.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def run(main: Callable[[], object]) -> None:
+    """Runs a script's main; if its output's reader is gone (`| head`), it ends quietly."""
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        sys.exit(141)  # as SIGPIPE would end it

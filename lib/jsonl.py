@@ -1,107 +1,111 @@
-"""JSONL in and out: checked rows, and files that appear under their name when they are complete."""
+"""JSONL in and out: checked rows, files that appear when they are complete, runs that can be continued."""
 
 import contextlib
+import errno
+import hashlib
 import itertools
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from lib.cli import cause, fail
 
+# ---- what a row may hold ----
 
-def cannot_write(path: str, error: BaseException) -> NoReturn:
-    """Ends the program where a file cannot be written; nothing is lost by that in any stage."""
-    reason = getattr(error, "strerror", None) or cause(error)
-    fail(
-        f"cannot write {path} ({reason}); make room and give the same command again (train.py: with --resume), or choose another --out"
-    )
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string that UTF-8 can hold: JSON's escapes allow half a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value out of JSON is a number that a float can hold: not true, not 1e999, nothing of 400 digits."""
+    """Whether a value is a number that a float can hold: not true, not 1e999, not 400 digits."""
     return type(value) in (int, float) and abs(value) < 1e300
 
 
 def is_ids(value: Any) -> bool:
-    """Whether it can be the token ids of a text, of one token at least."""
+    """Whether a value is a list of token ids, at least one."""
     return isinstance(value, list) and bool(value) and all(type(i) is int and i >= 0 for i in value)
 
 
-def check_out(out: str, *inputs: str | None) -> None:
-    """Ends the program where a stage cannot write its output, or would write it over what it reads."""
-    if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):
-        fail(f"cannot write {out}: it is a folder or in none that exists; choose another --out")
-    if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
-        fail(f"{out} is what is read; choose another --out")
-
-
-def read_jsonl(path: str, *keys: str, lines: Iterable | None = None) -> Iterator[Any]:
-    """Yields the rows of a JSONL file; ends the program where a line is broken or lacks one of the keys.
-    lines: the file's lines, where they are still coming; a None among them is passed on."""
-    number, decode = (
-        0,
-        json.JSONDecoder(parse_constant=int).decode,
-    )  # int("NaN") is a ValueError: no JSON either
-    try:
-        with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += line is not None
-                try:
-                    row = line and decode(line)
-                    if line and "\\u" in line:
-                        json.dumps(
-                            row, ensure_ascii=False
-                        ).encode()  # a ValueError for half a surrogate pair, which no file can hold
-                except (ValueError, RecursionError):
-                    cut = (
-                        ""
-                        if line.endswith("\n")
-                        else " (cut short: its writer was interrupted, run that stage again)"
-                    )
-                    fail(f"{path}, line {number}: not valid JSON{cut}; mend or delete the line")
-                if line and (
-                    not isinstance(row, dict) or (missing := [key for key in keys if key not in row])
-                ):
-                    what = (
-                        f"the key '{missing[0]}' is missing" if isinstance(row, dict) else "not a JSON object"
-                    )
-                    fail(
-                        f"{path}, line {number}: {what}; one object a line with {', '.join(keys) or 'its keys'} is expected"
-                    )
-                yield row
-    except (OSError, UnicodeDecodeError) as error:
-        fail(
-            f"cannot read {path} ({getattr(error, 'strerror', '') or 'it is not UTF-8 text'}); give a JSONL file"
-        )
-
-
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # nothing else may come into a statistic or a loss
-    "id": ("a text", lambda value: isinstance(value, str)),
-    "completion": ("a text", lambda value: isinstance(value, str)),
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("id", "statement", "header", "informal", "completion"), ("text", is_text)),
+    **dict.fromkeys(("prompt_ids", "completion_ids"), ("a list of token ids", is_ids)),
     "sample": ("its number in the group", lambda value: type(value) is int and value >= 0),
-    "prompt_ids": ("a list of token ids", is_ids),
-    "completion_ids": ("a list of token ids", is_ids),
     "logprobs": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
+    "reward": ("1, 0 or null", lambda value: value is None or is_number(value) and value in (0, 1)),
     "advantage": ("a number or null", lambda value: value is None or is_number(value)),
 }
 
 
+def check_row(where: str, row: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """Ends the program if the row lacks a key, or if one of these keys has a value of another kind."""
+    for key in keys:
+        if key not in row:
+            fail(f"{where}: the key '{key}' is missing; each row needs {', '.join(keys)}")
+    for key in (*keys, *optional):
+        kind, fits = KINDS.get(key, ("", lambda value: True))
+        if key in row and not fits(row[key]):
+            fail(f"{where}: '{key}' is {repr(row[key])[:60]}, not {kind}; give rows as the stages write them")
+
+
+# ---- reading ----
+
+
+def parse_line(line: str, where: str) -> dict:
+    """The JSON object of a line; ends the program with a sentence if it is none."""
+    try:
+        row = json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: NaN is not JSON
+    except (ValueError, RecursionError):
+        row = None
+        if not line.startswith("["):
+            columns = "; if this is CSV, tools/problems.py converts problems" if "," in line else ""
+            cut = "" if line.endswith("\n") else " (cut short: run the stage that wrote it again)"
+            fail(f"{where}: not valid JSON{cut}; mend or delete the line{columns}")
+    if line.startswith("["):
+        fail(f"{where}: a JSON list, not a JSON object a line; tools/problems.py converts lists of problems")
+    if not isinstance(row, dict):
+        fail(f"{where}: not a JSON object; give one object a line")
+    return row
+
+
+def numbered_rows(
+    path: str, *keys: str, optional: Iterable[str] = (), lines: Iterable[str | None] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Yields ("FILE, line 7", row) for each row of a JSONL file; ends the program if a row lacks a key.
+
+    Blank lines are skipped. lines: the lines of a file that is still being written; a None is passed on."""
+    try:
+        with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8-sig") as lines:
+            number = 0
+            for line in lines:
+                number += line is not None
+                where = f"{path}, line {number}"
+                if line is None:
+                    yield where, None
+                elif line.strip():
+                    row = parse_line(line, where)
+                    check_row(where, row, keys, optional)
+                    yield where, row
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        fail(f"cannot read {path} ({reason}); give a JSONL file")
+
+
+def read_jsonl(path: str, *keys: str, lines: Iterable[str | None] | None = None) -> Iterator[Any]:
+    """Yields the rows of a JSONL file, see numbered_rows."""
+    for _, row in numbered_rows(path, *keys, lines=lines):
+        yield row
+
+
 def read_verified(path: str, *keys: str) -> Iterator[dict]:
-    """Yields the rows of verify.py's JSONL, which have an id and the reward 1, 0 or null, and these keys."""
-    kinds = [(key, *KINDS[key]) for key in ("id", *keys) if key in KINDS]
-    for number, row in enumerate(read_jsonl(path, "id", "reward", *keys), 1):
-        if row["reward"] not in (0, 1, None) or isinstance(row["reward"], bool):
-            fail(
-                f"{path}, line {number}: {row['id']} has the reward {row['reward']!r}; 1, 0 or null is expected, as verify.py writes it"
-            )
-        for key, what, fits in kinds:
-            if not fits(row[key]):
-                fail(f"{path}, line {number}: '{key}' is not {what}; give the rows as the stages write them")
+    """Yields the rows of verify.py's JSONL, which have an id, a reward and these keys."""
+    for where, row in numbered_rows(path, "id", "reward", *keys):
         if "logprobs" in keys and len(row["logprobs"]) != len(row["completion_ids"]):
-            fail(
-                f"{path}, line {number}: not as many logprobs as completion_ids; give the rows as the stages write them"
-            )
+            fail(f"{where}: as many logprobs as completion_ids are expected; give the rows as sampled")
         yield row
 
 
@@ -121,23 +125,114 @@ def read_groups(path: str) -> Iterator[list[dict]]:
         fail(f"{path} has no rows; run verify.py first")
 
 
+# ---- writing ----
+
+MENDS = {  # what helps when a file cannot be written
+    errno.EACCES: "allow writing there",
+    errno.EPERM: "allow writing there",
+    errno.EROFS: "make that file system writable",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.EFBIG: "make room or raise the limit on file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def cannot_write(path: str, error: BaseException) -> NoReturn:
+    """Ends the program because a file cannot be written; no stage loses anything by that."""
+    reason = getattr(error, "strerror", None) or cause(error)
+    mend = MENDS.get(getattr(error, "errno", None) or errno.ENOSPC, "make room")
+    again = "give the same command again (train.py: with --resume), or choose another --out"
+    fail(f"cannot write {path} ({reason}); {mend} and {again}")
+
+
+def check_out(out: str, *inputs: str | None) -> None:
+    """Ends the program if a stage cannot write its output, or would overwrite what it reads."""
+    if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):
+        fail(f"cannot write {out}: it is a folder, or its folder does not exist; choose another --out")
+    if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
+        fail(f"{out} is a file that this command reads; choose another --out")
+
+
+def open_jsonl(path: str, mode: str) -> Any:
+    """Opens a file for rows; half a surrogate pair is written as JSON's escape, \\ud835."""
+    return open(path, mode, encoding="utf-8", errors="backslashreplace")
+
+
+def to_line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def tee_jsonl(path: str, rows: Iterable[dict]) -> Iterator[dict]:
-    """Yields the rows, which may be a generator, and writes them to a file that appears under its name when it is complete."""
+    """Yields the rows and writes them to a file that appears under its name when it is complete."""
     part = f"{path}.part"
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with open_jsonl(part, "w") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                file.write(to_line(row))
                 yield row
         os.replace(part, path)
     except OSError as error:
         cannot_write(path, error)
     finally:
-        with contextlib.suppress(OSError):  # there is none where all went well
+        with contextlib.suppress(OSError):  # there is none if all went well
             os.remove(part)
 
 
 def write_jsonl(path: str, rows: Iterable[dict]) -> None:
-    """Writes rows, which may be a generator, to a file that appears under its name when it is complete."""
+    """Writes rows to a file that appears under its name when it is complete."""
     for _ in tee_jsonl(path, rows):
         pass
+
+
+# ---- continuing ----
+
+
+def part_name(out: str, settings: Any) -> str:
+    """The name of an output that is not complete: another one for other settings."""
+    return f"{out}.part-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]}"
+
+
+def rows_done(part: str, inputs: Iterable[dict], group: int = 1) -> int:
+    """The number of rows in an interrupted output that can stay; cuts off what follows them.
+
+    They are whole groups, and row k has all that row k of the inputs has: it was made from that row."""
+    kept, size, position, inputs = 0, 0, 0, iter(inputs)
+    with open(part, "ab+") as file:
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            source, row = next(inputs, None), None
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)  # the last line may be half written
+            same = source is not None and isinstance(row, dict) and source.items() <= row.items()
+            if not same or not line.endswith(b"\n"):
+                break
+            position += len(line)
+            if number % group == 0:
+                kept, size = number, position
+        file.truncate(size)
+    return kept
+
+
+def resume_jsonl(
+    out: str,
+    settings: Any,
+    inputs: Iterable[dict],
+    rows_after: Callable[[int], Iterable[dict]],
+    group: int = 1,
+) -> None:
+    """Writes rows to OUT.part-HASH, in whole groups, and renames it at the end; continues a stopped run.
+
+    inputs: the row that each output row is made from. rows_after(n): the output rows from number n on."""
+    part = part_name(out, settings)
+    try:
+        rows = iter(rows_after(rows_done(part, inputs, group)))
+        with open_jsonl(part, "a") as file:
+            while some := list(itertools.islice(rows, group)):
+                file.write("".join(map(to_line, some)))
+                file.flush()
+        os.replace(part, out)
+    except OSError as error:
+        cannot_write(out, error)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)

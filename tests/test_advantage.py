@@ -371,13 +371,13 @@ def test_jsonl_round_trip(tmp_path):
 def test_broken_jsonl_is_named_by_line(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     for text, message in [
-        ('{"id": 1}\n{"id": 2, "rew', "line 2: not valid JSON (cut short"),
-        ('{"id": 1}\n{]\n', "line 2: not valid JSON;"),
+        ('{"id": "1"}\n{"id": "2", "rew', "line 2: not valid JSON (cut short"),
+        ('{"id": "1"}\n{]\n', "line 2: not valid JSON;"),
         ('{"id": NaN}\n', "line 1: not valid JSON"),
-        ('{"id": 1, "logprobs": [-Infinity]}\n', "not valid JSON"),
+        ('{"id": "1", "logprobs": [-Infinity]}\n', "not valid JSON"),
         ('{"other": 1}\n', "the key 'id' is missing"),
         ("[1]\n", "not a JSON object"),
-        ("\n", "not valid JSON"),
+        ("tru\n", "not valid JSON"),
     ]:
         path.write_text(text)
         assert message in failed(capsys, lambda: list(read_jsonl(path, "id")))
@@ -388,8 +388,8 @@ def test_broken_jsonl_is_named_by_line(tmp_path, capsys):
 
 
 def test_a_whole_last_line_needs_no_newline(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"id": 1}\n{"id": 2}')
-    assert list(read_jsonl(tmp_path / "rows.jsonl", "id")) == [{"id": 1}, {"id": 2}]
+    (tmp_path / "rows.jsonl").write_text('{"id": "1"}\n{"id": "2"}')
+    assert list(read_jsonl(tmp_path / "rows.jsonl", "id")) == [{"id": "1"}, {"id": "2"}]
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path, capsys):
@@ -397,7 +397,7 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path, capsys):
     path.write_text("old\n")
 
     def interrupted():
-        yield {"id": 1}
+        yield {"id": "1"}
         assert path.read_text() == "old\n"
         raise KeyboardInterrupt
 
@@ -482,7 +482,7 @@ def test_command_holds_a_group_at_a_time(tmp_path, monkeypatch, capsys):
         ("empty.jsonl --out out.jsonl", "has no rows"),
         ("cut.jsonl --out out.jsonl", "cut short"),
         ("sampled.jsonl --out out.jsonl", "'reward' is missing"),
-        ("text.jsonl --out out.jsonl", "has the reward 'right'"),
+        ("text.jsonl --out out.jsonl", "'reward' is 'right', not 1, 0 or null"),
         ("verified.jsonl --out none/out.jsonl", "cannot write"),
         ("verified.jsonl --out out.jsonl --unlikeliness -1", "at least 0"),
         ("verified.jsonl --out out.jsonl --unlikeliness nan", "not a finite number"),

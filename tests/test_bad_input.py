@@ -94,7 +94,6 @@ FILES = {
     "text": ('"a"\n', "line 1 object"),
     "array": (lambda row: f"[{row}]\n", "line 1 object"),
     "null": ("null\n", "line 1 object"),
-    "blank": (lambda row: f"\n{row}\n", "line 1 JSON"),
     "indented": (lambda row: json.dumps(json.loads(row), indent=1), "line 1 JSON"),
     "cut": (lambda row: row[:-9], "line 1 JSON 'cut short'"),
     "second": (lambda row: f"{row}\n{{]\n", "line 2 JSON"),
@@ -108,7 +107,6 @@ FILES = {
     "gzip": (lambda row: gzip.compress(row.encode()), "in.jsonl UTF-8"),
     "parquet": (b"PAR1\x15\x04\x15\xff\x80PAR1", "in.jsonl UTF-8"),
     "NUL": (lambda row: row[:-1] + ', "more": "\0"}\n', "line 1 JSON"),
-    "half a pair": (lambda row: row[:-1] + ', "more": "\\ud835"}\n', "line 1"),
     "deep": (lambda row: row[:-1] + ', "more": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "line 1 JSON"),
     "digits": (lambda row: row[:-1] + f', "more": {"9" * 5000}}}\n', "line 1 JSON"),
     "long": ("x" * 10**7, "line 1 JSON"),
@@ -350,7 +348,8 @@ ODD = [  # lines of one file: a byte order mark, the line ends of Windows, blank
     lambda row: "\ufeff" + row + "\n", lambda row: row + "\r\n", lambda row: f"  {row} \n",
     lambda row: row[:-1] + ', "more": "\\u2200 \\ud835\\udc9c \\u0000"}\n', lambda row: row[:-1] + f', "more": "{"x" * 2_000_000}"}}\n',
     lambda row: row[:-1] + ', "more": {' + ", ".join(f'"{k}": {k}' for k in range(20_000)) + "}}\n",
-    lambda row: row[:-1] + ', "more": ' + "[" * 200 + "]" * 200 + "}\n", lambda row: row.replace('"id": "', '"id": "∀ 𝒜\u2028$x^') + "\n", lambda row: row]
+    lambda row: row[:-1] + ', "more": ' + "[" * 200 + "]" * 200 + "}\n", lambda row: row.replace('"id": "', '"id": "∀ 𝒜\u2028$x^') + "\n", lambda row: row,
+    lambda row: "\n \n" + row + "\n\n", lambda row: row[:-1] + ', "more": "\\ud835"}\n', lambda row: row]
 
 
 def odd(row):
