@@ -1,78 +1,99 @@
-"""Figures and Markdown tables."""
+"""Figures, Markdown tables, and CSV files of the numbers in them.
 
+A line of a figure is (x [K], curve [3, K]): a value at each x, and the low and the high end of its interval.
+"""
+
+import csv
 import os
-import re
 from collections.abc import Iterable
-from hashlib import md5
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lib.jsonl import cannot_write
+from lib.cli import fail
+from lib.jsonl import cannot_write, is_number, read_jsonl
 
-COLORS = [
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-]  # Okabe and Ito's, without black and yellow
+# Okabe and Ito's colours for the colour-blind, without black and yellow
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+
+
+Line = tuple[Any, np.ndarray]
+
+
+@dataclass
+class Panel:
+    title: str
+    xlabel: str
+    lines: dict[str, Line]
+    log: bool = False  # of the x axis
+    scale: float = 100  # 100 draws rates in percent
 
 
 def styles(labels: Iterable[str]) -> dict[str, dict]:
-    """Colour and dashes of each label. A run is the label up to its first "/", and the hash of its name picks its colour;
-    of two runs in a figure that pick the same, the later in the alphabet takes the next free one. A second label of a
-    run has its colour and other dashes. What is the base model (base*, */eval_00000) is grey."""
-    runs = {
-        label: "base" if re.match(r"base|.*/eval_0+$", label, re.I) else label.split("/")[0]
-        for label in labels
-    }
-    colors = {"base": "#444444"}
-    for run in sorted(set(runs.values()) - {"base"}):
-        # with 14720 before them, the names of the paper's settings (default .. unlikeliness-2) pick six different colours
-        wanted = int(md5(f"14720{run}".lower().encode()).hexdigest(), 16) % len(COLORS)
-        turned = COLORS[wanted:] + COLORS[:wanted]
-        colors[run] = next((color for color in turned if color not in colors.values()), turned[0])
-    before = {label: list(runs.values())[:i].count(runs[label]) for i, label in enumerate(labels)}
-    return {
-        label: {"color": colors[runs[label]], "linestyle": ["-", "--", ":", "-."][before[label] % 4]}
-        for label in labels
-    }
+    """Colours in the order of the labels, then again with dashes; the base model is dark grey, a stored run light grey."""
+    looks, others = {}, 0
+    for label in labels:
+        if label.startswith(("base", "stored")):
+            looks[label] = {"color": "#444444" if label.startswith("base") else "#AAAAAA", "linestyle": "-"}
+        else:
+            dashes = ["-", "--", ":", "-."][others // len(COLORS) % 4]
+            looks[label] = {"color": COLORS[others % len(COLORS)], "linestyle": dashes}
+            others += 1
+    return looks
 
 
 def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
-    """A figure 8 inches wide: at 800 pixels its 11-point type is as large as a web page's text. Returns it and its panels."""
-    import matplotlib
+    """(figure, axes), 8 inches wide: at 800 pixels its 11-point type is as large as a web page's text."""
+    import matplotlib  # here, since it takes half a second
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update(
-        {
-            "font.size": 11,
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "text.parse_math": False,
-        }
-    )
-    figure, axes = pyplot.subplots(
-        *shape, figsize=(8, height), layout="constrained", squeeze=False, **options
-    )
+    look: dict[str, Any] = {
+        "font.size": 11,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+    look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    pyplot.rcParams.update(look | {"text.parse_math": False})  # type: ignore[arg-type]
+    size = (8, height)
+    figure, axes = pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False, **options)
     return figure, axes.ravel()
 
 
-def line(ax: Any, x: Any, curve: np.ndarray, label: str, look: dict) -> None:
-    """A line of rates in percent and its band; curve is [3 or more, K]: rate, low, high."""
-    ax.plot(
-        x, 100 * curve[0], marker="o", markersize=4 if len(x) <= 12 else 2, linewidth=2, label=label, **look
-    )
-    ax.fill_between(x, 100 * curve[1], 100 * curve[2], color=look["color"], alpha=0.12, linewidth=0)
+def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
+    """Draws the panels, two in a row under one legend, and writes their numbers to a CSV file beside the figure.
+    stored: such a file of another figure, whose lines are added in grey, but for its base model's."""
+    lines_of = read_csv(stored) if stored else {}
+    rows = (len(parts) + 1) // 2
+    figure, axes = panels(rows, min(2, len(parts)), height=max(4.4, 0.6 + 2.7 * rows))
+    for part in parts:
+        others = lines_of.get(part.title, {})
+        part.lines |= {f"stored {label}": line for label, line in others.items() if label[:4] != "base"}
+    look = styles(dict.fromkeys(label for part in parts for label in part.lines))
+    for ax, part in zip(axes, parts):
+        for label, (x, curve) in part.lines.items():
+            value, low, high = part.scale * curve[:3]
+            ax.plot(x, value, marker="o", markersize=4 if len(x) <= 12 else 2, label=label, **look[label])
+            ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
+        if part.log:
+            ticks = [
+                2**i
+                for i in range(
+                    int(max([1, *(max(x, default=1) for x, _ in part.lines.values())])).bit_length()
+                )
+            ]
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ticks[:: 1 + len(ticks) // 7], ticks[:: 1 + len(ticks) // 7])
+        ax.set(title=part.title + (" (%)" if part.scale == 100 else ""), xlabel=part.xlabel)
+    for ax in axes[len(parts) :]:
+        ax.remove()
+    shown = {name: line for ax in axes for line, name in zip(*ax.get_legend_handles_labels())}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3)
+    save(figure, path)
+    write_csv(f"{path.removesuffix('.png')}.csv", parts)
 
 
 def save(figure: Any, path: str) -> None:
@@ -86,11 +107,90 @@ def save(figure: Any, path: str) -> None:
     pyplot.close(figure)
 
 
-def cells(curve: np.ndarray, length: int, sign: str = "") -> list[str]:
-    """The cells of a [3, K] array of rates; "-" where there is none, and up to the length."""
+CURVES = {
+    "reward": "reward, mean of all samples",
+    "unique": "share of distinct completions",
+    "kl": "KL to the base model, per token",
+    "clip_fraction": "share of tokens clipped",
+}
+
+
+def curve_panels(runs: dict[str, str]) -> list[Panel]:
+    """metrics.jsonl of {label: run folder}: means over at most 20 equal parts of the run."""
+    parts = {key: Panel(title, "step", {}, scale=1) for key, title in CURVES.items()}
+    for label, folder in runs.items():
+        path = os.path.join(folder, "metrics.jsonl")
+        rows = list(read_jsonl(path, "step", *CURVES))
+        if not rows:
+            fail(f"{path} has no rows yet; let train.py finish a step first")
+        for line, row in enumerate(rows, 1):
+            for key in ("step", *CURVES):
+                if not is_number(row[key]) and (key == "step" or row[key] is not None):
+                    fail(f"{path}, line {line}: '{key}' is not a number; mend or delete the line")
+        for key, part in parts.items():
+            points = [
+                (row["step"], row[key]) for row in rows if row[key] is not None
+            ]  # null: no update in it
+            pieces = np.array_split(points, min(20, len(points))) if points else []
+            means = np.array([piece.mean(axis=0) for piece in pieces]).reshape(-1, 2)
+            part.lines[label] = means[:, 0], np.stack([means[:, 1]] * 3)
+    return list(parts.values())
+
+
+def uplift_table(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """{label: uplift(...)} as Markdown: a line per part of the relative rank."""
+    first = next(iter(rates.values()))[0]
+    bins = first.shape[1]
+    columns = [["relative rank", *(f"{i / bins:.2f} to {(i + 1) / bins:.2f}" for i in range(bins))]]
+    columns += [[f"{label}, % likelier", *cells(by_bin, bins)] for label, (by_bin, _) in rates.items()]
+    return markdown([*columns, ["problems", *(f"{n:.0f}" for n in first[3])]])
+
+
+def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel]:
+    """{label: uplift(...)}: by relative rank, and by rank for as long as 10 problems have a sample there."""
+    relative, absolute = {}, {}
+    for label, (by_bin, by_rank) in rates.items():
+        reached = by_rank[3] >= min(10, by_rank[3].max())
+        relative[label] = (np.arange(by_bin.shape[1]) + 0.5) / by_bin.shape[1], by_bin
+        absolute[label] = np.arange(reached.sum()), by_rank[:, reached]
+    title = "proofs made likelier"
+    by_rank = Panel(f"{title}, by rank", "rank (0 = the problem's likeliest proof)", absolute)
+    return [Panel(title, "relative rank (0 likeliest, 1 rarest)", relative), by_rank]
+
+
+def write_csv(path: str, parts: list[Panel]) -> None:
+    """A row for each point: panel, label, x, value, low, high; rates as fractions, empty where there is none."""
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["panel", "label", "x", "value", "low", "high"])
+            for part in parts:
+                for label, (x, curve) in part.lines.items():
+                    for place, point in zip(x, curve[:3].T):
+                        numbers = ["" if np.isnan(number) else f"{number:.6g}" for number in point]
+                        writer.writerow([part.title, label, f"{place:.6g}", *numbers])
+    except OSError as error:
+        cannot_write(path, error)
+
+
+def read_csv(path: str) -> dict[str, dict[str, Line]]:
+    """{panel: {label: line}} of a file of write_csv."""
+    points: dict[str, dict[str, list]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = [float(row[key] or "nan") for key in ("x", "value", "low", "high")]
+            points.setdefault(row["panel"], {}).setdefault(row["label"], []).append(numbers)
+    return {
+        panel: {label: (np.array(some)[:, 0], np.array(some)[:, 1:].T) for label, some in lines.items()}
+        for panel, lines in points.items()
+    }
+
+
+def cells(curve: np.ndarray, length: int, sign: str = "", scale: float = 100) -> list[str]:
+    """The cells of a [3, K] array, "value [low, high]"; "-" where there is none, and up to the length."""
     texts = [
         "-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-        for m, low, high in 100 * curve.T
+        for m, low, high in scale * curve[:3].T
     ]
     return texts + ["-"] * (length - len(texts))
 

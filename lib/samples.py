@@ -1,0 +1,131 @@
+"""Verified samples: counted per problem, scored under a model, and found in a run folder of train.py."""
+
+import argparse
+import glob
+import os
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from lib.cli import fail
+from lib.jsonl import read_jsonl, read_verified
+
+
+def bootstrap_mean(values: Any, repeats: int = 2000, seed: int = 0) -> np.ndarray:
+    """[3, K]: mean over problems of values [problems, K], nan where there is none, and its 95 % interval from a
+    bootstrap over problems."""
+    values = np.asarray(values, dtype=float)
+    there, problems = ~np.isnan(values), len(values)
+    if not problems:
+        return np.full([3, values.shape[1]], np.nan)
+    filled = np.where(there, values, 0)
+    mean = np.where(there.any(0), filled.sum(0) / np.maximum(there.sum(0), 1), np.nan)
+    rng, draws = np.random.default_rng(seed), []
+    for done in range(0, repeats, 100):  # 100 at a time, so that memory stays small with many problems
+        times = rng.multinomial(problems, np.full(problems, 1 / problems), size=min(100, repeats - done))
+        present = times @ there
+        draws.append(np.where(present, times @ filled / np.maximum(present, 1), mean))
+    return np.stack([mean, *np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0)])
+
+
+def tactic_names(proof: str) -> tuple[str, ...]:
+    """The names of a proof's tactics: the first word of a line or a case arm, and the one after ; <;> and by.
+
+    >>> tactic_names("intro h1 h2\\n  · cases h1 with\\n    | inl h => exact h\\n    | inr h => simp <;> rfl")
+    ('intro', 'cases', 'exact', 'simp', 'rfl')
+    """
+    places = r"(?:^[\s·]*(?:(?:\||case\b).*?=>)?|;|\bby\b)"
+    return tuple(re.findall(places + r"\s*([a-zA-Z_][\w.]*[!?]?)", proof, re.M))
+
+
+def load_counts(path: str) -> dict[str, Any]:
+    """Counts of verified rows, an entry per problem. A sample is correct from reward 1 on; proofs and sequences hold
+    how often each correct text, and each sequence of tactic names, occurs. Only the distinct proofs stay in memory."""
+    problems, unverified = {}, 0
+    for row in read_verified(path, "completion", "finish_reason"):
+        new = {"n": 0, "truncated": 0, "correct": 0, "proofs": Counter(), "sequences": Counter()}
+        problem = problems.setdefault(row["id"], new)
+        if row["reward"] is None:
+            unverified += 1
+            continue
+        problem["n"] += 1
+        problem["truncated"] += row["finish_reason"] == "length"
+        if row["reward"] >= 1:
+            problem["correct"] += 1
+            problem["proofs"][row["completion"].strip()] += 1
+            problem["sequences"][tactic_names(row["completion"])] += 1
+    judged = {name: problem for name, problem in problems.items() if problem["n"]}
+    if not judged:
+        fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
+    lists = {key: [problem[key] for problem in judged.values()] for key in new}
+    arrays = {key: np.array(lists[key]) for key in ("n", "truncated", "correct")}
+    unjudged = len(problems) - len(judged)
+    return lists | arrays | {"ids": list(judged), "unverified": unverified, "unjudged": unjudged}
+
+
+def correct_samples(path: str) -> list[dict]:
+    """The distinct correct completions of verified rows, a problem's next to each other; distinct in token ids."""
+    distinct: dict[str, dict] = {}
+    for row in read_verified(path, "prompt_ids", "completion_ids"):
+        if row["reward"] is not None and row["reward"] >= 1:
+            keys = ("id", "statement", "completion", "prompt_ids", "completion_ids")
+            kept = {key: row.get(key) for key in keys}
+            distinct.setdefault(row["id"], {})[tuple(row["completion_ids"])] = kept
+    return [row for group in distinct.values() for row in group.values()]
+
+
+def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
+    """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
+    from lib.logprobs import completion_logprobs  # here, since pass@N needs no torch
+    from lib.model import load_model
+
+    model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
+    largest = max((max(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0)
+    if largest >= model.config.vocab_size:
+        size = f"{model_path} has only {model.config.vocab_size}"
+        fail(f"the rows have a token {largest}, {size}; give checkpoints of the model that sampled them")
+    logprobs = completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
+    return [float(tokens.sum()) for tokens in logprobs]
+
+
+def read_run(folder: str) -> tuple[str, list[str], list[str]]:
+    """(base model, verified files of the evaluations, checkpoints) of a run folder, the last two in order of steps."""
+    settings = next(read_jsonl(f"{folder}/args.json", "model"), None)
+    if settings is None:
+        fail(f"{folder}/args.json is empty; give a run folder of train.py")
+    place = glob.escape(folder)
+    checkpoints = sorted(glob.glob(f"{place}/checkpoints/step_*"))
+    if not checkpoints:
+        fail(f"{folder} has no checkpoint yet; let train.py finish")
+    return settings["model"], sorted(glob.glob(f"{place}/eval_*/verified.jsonl")), checkpoints
+
+
+def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """(base model, {name: verified file}) of the base model and of each trained one; no file if a lone run has none."""
+    models, evaluations, _ = zip(*(read_run(folder) for folder in runs.values()))
+    if len({os.path.realpath(model) for model in models}) > 1:
+        fail(f"the runs began with {' and '.join(sorted(set(models)))}; compare runs of one base model")
+    if all(len(paths) > 1 for paths in evaluations):
+        return models[0], {"base": evaluations[0][0]} | {
+            name: paths[-1] for name, paths in zip(runs, evaluations)
+        }
+    if len(runs) > 1:
+        fail("a run has no evaluation before and after training; it needs train.py's --eval-samples")
+    return models[0], {}
+
+
+def read_theorem(folder: str, name: str) -> dict[str, list[dict]]:
+    """{step_00012 or eval_00000: rows} of every step and evaluation of a run that sampled the theorem."""
+    found = {}
+    for path in sorted(glob.glob(f"{glob.escape(folder)}/*/problems.jsonl")):
+        place = os.path.dirname(path)
+        files = [f"{place}/{stage}.jsonl" for stage in ("advantages", "verified")]
+        files = [file for file in files if os.path.exists(file)]
+        if files and name in [problem["id"] for problem in read_jsonl(path, "id")]:
+            rows = read_verified(files[0], "completion", "prompt_ids", "completion_ids")
+            found[os.path.basename(place)] = [row for row in rows if row["id"] == name]
+    if not found:
+        fail(f"{folder} has no samples of a theorem {name}; its problems.jsonl files name those it has")
+    return found

@@ -1,0 +1,100 @@
+"""What training did to the base model, in words: three sentences, two examples, and the proofs of one theorem."""
+
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from lib.cli import printable
+
+
+def change(difference: np.ndarray) -> str:
+    """A paired difference of rates [3] in words: 8.4 points more than the base model [+6.6, +10.4]."""
+    value, low, high = 100 * difference
+    side = "more" if value >= 0 else "fewer"
+    certain = "" if low > 0 or high < 0 else ", no certain change"
+    return f"{abs(value):.1f} points {side} than the base model [{low:+.1f}, {high:+.1f}]{certain}"
+
+
+def sentences(
+    name: str, problems: int, passes: Any, above: Any, rates: Any, proofs: Any, sequences: Any
+) -> str:
+    """The story of a run in three sentences. passes, above: lines (Ns, [3, Ns]) of pass@N and of its difference to the
+    base model; rates: uplift(...) or None; proofs, sequences: lines of distinct ones (before, after)."""
+    Ns, rate, difference = above[0], 100 * passes[1][0], above[1]
+    told = f"- {name} proves {rate[0]:.1f} % of {problems} theorems at one try, {change(difference[:, 0])}"
+    if len(Ns) > 1:
+        told += f"; {rate[len(Ns) - 1]:.1f} % at {Ns[-1]} tries, {change(difference[:, -1])}"
+    told += "."
+    if rates is not None and rates[0][3].any():
+        parts = 100 * rates[0][:3, rates[0][3] > 0]
+        (likely, likely_low, likely_high), (rare, rare_low, rare_high) = parts[:, 0], parts[:, -1]
+        reading = "no slope beyond the intervals"
+        if likely_low > rare_high:
+            reading = "it favours proofs that were likely anyway, the paper's rank bias"
+        if rare_low > likely_high:
+            reading = "it favours rare proofs, the rank bias turned round"
+        told += f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth likelier and"
+        told += f" {rare:.0f} % of the rarest: {reading}."
+    draws = distinct[0][0][0]
+    if len(draws):
+        before, after, coarse_before, coarse_after = (curve[0, -1] for pair in distinct for _, curve in pair)
+        told += f"\n- {draws[-1]} correct samples of a theorem hold {after:.1f} distinct proofs, {before:.1f} before;"
+        told += f" counted as sequences of tactic names {coarse_after:.1f}, {coarse_before:.1f} before."
+    return told
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in printable(text).strip("\n").split("\n"))
+
+
+def examples(results: dict[str, dict], rows: list[dict], before: list[float], after: list[float]) -> str:
+    """One theorem with a proof before and after training, and a rare proof that gained. results: counts of the base model
+    and of the trained one; rows: the base model's distinct correct samples, with log-probabilities before and after."""
+    first, last = (dict(zip(c["ids"], zip(c["correct"], c["n"], c["proofs"]))) for c in results.values())
+    statements = {row["id"]: row["statement"] for row in rows}
+    gain = {
+        name: last[name][0] / last[name][1] - first[name][0] / first[name][1]
+        for name in statements
+        if name in last
+    }
+    best, told = max(gain, key=lambda name: gain[name], default=None), ""
+    if best is not None and gain[best] > 0:
+        told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
+        for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
+            proof, times = proofs.most_common(1)[0]
+            told += f"\n{when}, {correct} of {n} samples are correct; {times} of them are\n\n{indented('  ' + proof)}\n"
+    groups: dict[str, list[int]] = {}
+    for i in sorted(range(len(rows)), key=lambda i: -before[i]):
+        groups.setdefault(rows[i]["id"], []).append(i)
+    rare = [i for group in groups.values() for i in group[len(group) - len(group) // 5 :]]
+    best = max(rare, key=lambda i: after[i] - before[i], default=None)
+    if best is not None and after[best] > before[best]:
+        told += "\nThe proof in the rarest fifth of its theorem's that gained most, to"
+        told += f" {np.exp(after[best] - before[best]):.3g} times the probability ({np.exp(before[best]):.2g} before):\n\n"
+        told += indented(rows[best]["statement"]) + "\n" + indented("  " + rows[best]["completion"].strip())
+    return told
+
+
+def print_proofs(title: str, rows: list[dict], before: list[float], after: list[float]) -> None:
+    """One theorem's distinct completions from one file, likeliest first; the heads in colour where the terminal has it."""
+    texts = [tuple(row["completion_ids"]) for row in rows]
+    times = Counter(texts)
+    correct = sum(row["reward"] is not None and row["reward"] >= 1 for row in rows)
+    print(f"\n{title}: {len(rows)} samples, {correct} correct, {len(times)} distinct")
+    for i in sorted(range(len(rows)), key=lambda i: -before[i]):
+        if not times[texts[i]]:  # printed already
+            continue
+        row, verdict = rows[i], rows[i].get("verdict") or "no verdict"
+        known = [f"{key} {row[key]:.3g}" for key in ("rank", "advantage") if row.get(key) is not None]
+        known += [
+            f"log-probability {before[i]:.2f} before, {after[i]:.2f} after",
+            f"{times.pop(texts[i])} times",
+        ]
+        head = f"{verdict}, {', '.join(known)}"
+        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            color = {"proved": 32, "rejected": 31}.get(verdict, 33)  # green, red, yellow
+            head = f"\033[{color}m{head}\033[0m"
+        print(f"\n{head}\n{indented(row['completion'])}")
