@@ -117,7 +117,7 @@ def distinct_curves(results: dict[str, dict], kind: str) -> dict[str, Line]:
         [[distinct_in_draws(file[name].values(), m) for m in draws] for name in chosen] for file in found
     ]
     return {
-        label: (draws, bootstrap_mean(np.reshape(v, [-1, len(draws)]))) for label, v in zip(results, values)
+        label: (draws, bootstrap_mean(np.reshape(v, [len(chosen), len(draws)]))) for label, v in zip(results, values)
     }
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 import advantage
-from evaluate import draw_curves, draw_passes, load_counts, pass_table
+from evaluate import compare
 from lib.cli import cause, fail, flags, number
 from lib.jsonl import read_verified, tee_jsonl, write_jsonl
 from lib.lean import find_lean
@@ -574,19 +574,13 @@ def main():
             save_checkpoint(model, tokenizer, optimizer, step + 1, buffer, history, args)
         evaluate(step + 1)
 
-    if rank > 0:
-        return share(None)
-    name = os.path.basename(os.path.normpath(args.out))
-    if held_out:
-        results = {
-            "base model": load_counts(f"{args.out}/eval_00000/verified.jsonl"),
-            name: load_counts(f"{args.out}/eval_{args.steps:05d}/verified.jsonl"),
-        }
-        print(f"\n{pass_table(results)}")
-        draw_passes(results, f"{args.out}/figures/pass_at_n.png")
-    draw_curves({name: args.out}, f"{args.out}/figures/curves.png")
-    print(f"Figures: {args.out}/figures, model: {args.out}/checkpoints/step_{args.steps:05d}")
-    share(None)
+    share(None)  # every rank is done
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if rank == 0:
+        figure = f"{args.out}/figures/story.png"
+        compare({os.path.basename(os.path.normpath(args.out)): args.out}, figure, args)
+        print(f"Figure: {figure}, model: {args.out}/checkpoints/step_{args.steps:05d}")
 
 
 if __name__ == "__main__":

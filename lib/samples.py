@@ -36,7 +36,7 @@ def tactic_names(proof: str) -> tuple[str, ...]:
     >>> tactic_names("intro h1 h2\\n  · cases h1 with\\n    | inl h => exact h\\n    | inr h => simp <;> rfl")
     ('intro', 'cases', 'exact', 'simp', 'rfl')
     """
-    places = r"(?:^[\s·]*(?:(?:\||case\b).*?=>)?|;|\bby\b)"
+    places = r"(?:^[\s·]*(?:(?:\||case\b).*?=>)?|<;>|;|\bby\b)"
     return tuple(re.findall(places + r"\s*([a-zA-Z_][\w.]*[!?]?)", proof, re.M))
 
 

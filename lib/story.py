@@ -18,12 +18,10 @@ def change(difference: np.ndarray) -> str:
     return f"{abs(value):.1f} points {side} than the base model [{low:+.1f}, {high:+.1f}]{certain}"
 
 
-def sentences(
-    name: str, problems: int, passes: Any, above: Any, rates: Any, proofs: Any, sequences: Any
-) -> str:
-    """The story of a run in three sentences. passes, above: lines (Ns, [3, Ns]) of pass@N and of its difference to the
-    base model; rates: uplift(...) or None; proofs, sequences: lines of distinct ones (before, after)."""
-    Ns, rate, difference = above[0], 100 * passes[1][0], above[1]
+def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) -> str:
+    """The story of a run in three sentences. passes: the lines of pass@N and of its difference to the base model;
+    rates: uplift(...) or None; distinct: the lines (before, after) of distinct proofs and of tactic sequences."""
+    rate, (Ns, difference) = 100 * passes[0][1][0], passes[1]
     told = f"- {name} proves {rate[0]:.1f} % of {problems} theorems at one try, {change(difference[:, 0])}"
     if len(Ns) > 1:
         told += f"; {rate[len(Ns) - 1]:.1f} % at {Ns[-1]} tries, {change(difference[:, -1])}"

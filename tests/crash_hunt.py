@@ -396,14 +396,14 @@ def full_disks(work, cases, rng, bar):
             mounted(f"{place}.kept", rng.choice([16, 40, 60]))
         elif way == "figures":
             os.makedirs(f"{place}/run/figures")
-            os.symlink("/dev/full", f"{place}/run/figures/{rng.choice(['pass_at_n', 'curves'])}.png")
+            os.symlink("/dev/full", f"{place}/run/figures/{rng.choice(['story.png', 'story.csv'])}")
         try:
             code, said = finish(place, words, moment, ranks=ranks)
             if code:
                 told[way, sentence(code, said, ["run/|verdicts", "room", "--resume|--verdicts"], ranks)] += 1
             if way in ("disk", "two", "verdicts"):
                 mounted(place if way != "verdicts" else f"{place}.kept", 65536)
-            for path in glob.glob(f"{place}/run/figures/*.png"):
+            for path in glob.glob(f"{place}/run/figures/*"):
                 if os.path.islink(path):
                     os.remove(path)
             code, said = finish(place, [*words, "--resume"], ranks=ranks)

@@ -396,7 +396,7 @@ def test_a_run_writes_what_the_readme_says(whole_run):
     assert all(row["verifier_errors"] == 0 for row in metrics)
     assert all(row["logprob_gap"] < 1e-3 for row in metrics if row["updates"])
     assert "pass@" in output and "step    3" in output
-    for name in ("figures/pass_at_n.png", "figures/curves.png", "eval_00000/verified.jsonl", "step_00001/advantages.jsonl",
+    for name in ("figures/story.png", "figures/story.csv", "eval_00000/verified.jsonl", "step_00001/advantages.jsonl",
                  "checkpoints/step_00004/tokenizer.json", "checkpoints/step_00004/trainer.pt"):
         assert os.path.getsize(f"{out}/{name}") > 0
     assert not os.path.exists(f"{out}/checkpoints/step_00002/trainer.pt")
