@@ -6,11 +6,13 @@ can know. "honest": a proof, or a piece of one, that must pass. A goal of "" is 
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import lib.lexer
+import lib.lean  # noqa: E402
+import lib.lexer  # noqa: E402
 import verify  # noqa: E402
 from lib import wheel  # noqa: E402
 
@@ -90,7 +92,8 @@ FILTER = {  # why: completions of p → q
         "\n  exact r#\"open\""],
     "a character that hides something": [
         "\n\tskip", "\n  so\u200brry", "\n  skip -- \u202e", "\n  skip\x00", "\n  skip\x0c", "\n  skip\ud800", "\n  skip\u2028",
-        "\n  skip\ufeff",
+        "\n  skip\ufeff", "\n  skip \"\u200b\"", "\n  exact «a\u200bb»", "\n  skip /- \u2066 -/", "\n  skip -- \x00", "\n  skip -- \u200e",
+        "\n  skip -- \u2028",
         "\n  skip -- x\rsorry"],
     # From here on Lean's lexer and a simple one part: each was a way through once.
     "a number ends where a word begins": [
@@ -115,6 +118,32 @@ FILTER = {  # why: completions of p → q
         "\n  skip \"x run_cmd y\"", "\n  skip «run_cmd y»", "\n  exact \"\\q run_cmd y\"", "\n  exact 'ab run_cmd y",
         "\n  exact f'' \"",
         "\n  exact ''{--instance", "\n  exact '' x'a'instance a : p := b", "\n  skip\n  h's!instance a : p := b"],
+    "what Lean finds there may stay in the file": [
+        "\n  xsection", "\n  x.namespace A", "\n  xaxiom _root_.bad : False", "\n  skip; xaxiom bad : False", "\n  exact by x.axiom bad : False",
+        "\n  x1e5axiom bad : False", "\n  x'abaxiom bad : False", "\n  x!axiom bad : False", "\n  xnotation \"q\" => True",
+        "\n  xprefix:max \"q\" => Not", "\n  xinfix:50 \" +++ \" => Or", "\n  xtheorem _root_.help : p → p := fun h => h",
+        "\n  try xlemma help : p → p := fun h => h", "\n  xdef help : p → p := id", "\n  xdef _root_.help (h : p) : p := h",
+        "\n  xvariable (bad : False)", "\n  xinclude bad", "\n  xuniverse u", "\n  xclass _root_.A", "\n  xexport Or (inl)",
+        "\n  «section»", "\n  «axiom bad : False»", "\n  «1 axiom bad : False»", "\n  h'-- axiom bad : False", "\n  h'-- section",
+        "\n  h'-- x /-", "\n  h'-- \"", "\n  h'-- «x", "\n  h'--#eval x", "\n  exact xs[i]'hxrun_cmd y", "\n  exact xs[i]'hxaxiom bad : False",
+        "\n  exact xs[i]'(xaxiom bad : False", "\n  exact xs[i]'('\"' \" sorry \"", "\n  exact xs[i]'\"' sorry \""],
+    "an option that changes more than the effort": [
+        "\n  set_option pp.all true in\n  simp", "\n  set_option trace.Meta.synthInstance true in\n  simp", "\n  set_option autoImplicit true in simp",
+        "\n  set_option interpreter.prefer_native true in\n  simp", "\n  set_option warningAsError true in\n  simp",
+        "\n  set_option linter.all true in\n  simp", "\n  set_option exponentiation.threshold.x 1 in\n  simp",
+        "\n  set_option exponentiation.threshold 1\n  simp", "\n  set_option «exponentiation.threshold» 1 in\n  simp"],
+    "# that is not the size of a set": [
+        "\n  exact (#evalx 1)", "\n  have : #print x = 3 := h", "\n  skip; #bad", "\n  exact h #bad", "\n  exact (h) #bad", "\n  #bad = 3",
+        "\n  have : # eval x = 3 := h", "\n  have : #«eval» = 3 := h", "\n  have : #guard_msgs = 3 := h", "\n  · #bad"],
+    "Lean.* that is no lemma of a list": [
+        "\n  exact Lean.Grind.toInt_fin", "\n  simp [Lean.Grind.toInt_fin]", "\n  simp only [(Lean.Grind.toInt_fin)]",
+        "\n  simp only [foo Lean.Grind.toInt_fin]", "\n  simp only [Lean.Grind.toInt_fin x]", "\n  simp only [Lean.ofReduceBool]",
+        "\n  simp only [Lean.Elab.IO.x]", "\n  simp only [Lean]", "\n  simp only [Lean.a", "\n  simp only [h.Lean.a]", "\n  simp only [«Lean».a]",
+        "\n  simp only [a]; exact [Lean.a]", "\n  open Lean in simp only [a]", "\n  simp only [a] at Lean.b"],
+    "a block at column 0 that goes on with something else": [
+        "\nskip\nunknown_command x", "\nintro h\nend", "\nintro h\nnamespace X", "\nintro h\nhrun_cmd x", "\nintro h\n«section»",
+        "\nskip\nopen Nat", "\nskip\n@[simp] def x := y", "\nskip\n#eval x", "\nskip\n\"x\"", "\n  skip\nskip", " skip\nskip"],
+    "too long": ["\n  exact h" + " h" * 100000],
     "letters that are none": [
         "\n  exact xᶜsorry", "\n  exact x²sorry", "\n  exact Πsorry", "\n  exact Σaxiom a : False", "\n  exact ¬sorry",
         "\n  skip·sorry"],
@@ -167,6 +196,32 @@ HONEST = [
     ("", "\n  exact nomatch h"),
     ("", "\n  exact f n\ntermination_by n\ndecreasing_by simp_wf; omega"), ("", "\n  exact (by_contra fun h => h.elim)"),
     ("", "\n  norm_num <;> linarith"),
+    ("p → p", "\n  exact id --\ttab"), ("p → p", "\n  -- zero\u200bwidth \u2060 \ufeff\n  exact id /- \t\u200d -/"),
+    ("p → p", "\n  intro h'\n  exact (h'-- it holds\n    )"), ("p → p", "\n  intro hopen\n  exact hopen"),
+    ("p → q → p", "\n  intro hdef hclass\n  exact hdef"), ("p → p", "\n  intro run_append\n  exact run_append"),
+    ("", "\nintro h k\nexact h"), ("", "\nintro h\n· simp\n· nlinarith [\n  h]\n_ = 2 := by simp\nexact?"),
+    ("", "\n  have e : xs[2]'h = y := rfl\n  exact e"), ("", "\n  rw [getElem_append (l₁[i]'h') (by simp), xs[i]'(by omega)]"),
+    ("", "\n  have h : #bad = 3 := by simp\n  omega"), ("", "\n  have : 2 * #C.lines ≤ #t' ∧ (#A).choose 2 < #A₁.card + #(filter p s) := h"),
+    ("", "\n  grind only [= Lean.Grind.toInt_fin, ← Lean.Omega.Int.foo, a]"), ("", "\n  simp only [Lean.Grind.toInt_fin] at h ⊢"),
+    ("", "\n  rw [run_append, StateT.run_bind]\n  simp [run_mapConst]"), ("", "\n  set_option exponentiation.threshold 3000 in\n  norm_num"),
+    ("", "\n  set_option tactic.skipAssignedInstances false in\n  set_option synthInstance.maxHeartbeats 40000 in\n  norm_num"),
+    ("", "\n  linarith [h'-- bound\n   , k]"),
+    ("", "\n  obtain ⟨U, hopen, hlocal⟩ := h\n  set y := x with hdef\n  rw [hdef] at hend\n  exact foo hopen hx (hpartial n) hclass.prefix"),
+    ("", "\n  have hprefix : a <+: b := by simpa using hlemma\n  rcases hmutual with hdef | ⟨x, hinfix⟩\n  · exact hdef x (f y)\n  · exact hinfix"),
+    ("", "\n  intro hdef\n  rw [foo, hdef, hopen hx]\n  simp (config := {contextual := true}) only [hdef, h.symm, ne_eq]"),
+    ("", "\n  calc ∑ i in range n, f i ≤ ∑ i ∈ range n, |f i| := by gcongr with i; exact le_abs_self _\n    _ ≤ ‖x‖ ^ 2 * ⌊y⌋₊ ! := by positivity"),
+    ("", "\n  refine ⟨fun h ↦ ?_, fun ⟨x, hx⟩ ↦ ⟨_, hx.1, rfl⟩⟩\n  induction n using Nat.strong_induction_on with | _ n ih => exact ih _ (by omega)"),
+    ("", "\n  filter_upwards [self_mem_nhdsWithin] with x (hx : 0 < x) using (h x).le\n  exact mod_cast @Nat.succ_le_iff m n |>.mp h"),
+    ("", "\n  interval_cases x <;> simp_all (config := {decide := true})\n  all_goals first | omega | nlinarith [sq_nonneg (x - y), mul_self_nonneg z]"),
+    ("", "\n  rw [show (4 : ℝ) = 2 ^ (2 : ℕ) by norm_num, ← Real.sqrt_lt' (by positivity), Finset.sum_div, mul_comm a⁻¹]"),
+    ("", "\n  conv_lhs => rw [← Nat.mod_add_div n 2]\n  norm_num [Nat.pow_mod, h] at *\n  field_simp [hx, (by linarith : x ≠ 0)]; ring"),
+    ("", "\n  wlog hab : a ≤ b generalizing a b with H\n  · exact (H (le_of_not_ge hab)).symm\n  lift x to ℕ using hx\n  exact_mod_cast h"),
+    ("", "\n  let f' : ℝ → ℝ := fun x ↦ if x < 0 then 0 else x⁻¹\n  suffices ∃ c, f' c = 1 by obtain ⟨c, hc⟩ := this; exact ⟨c, by simp [hc, f']⟩"),
+    ("", "\n  match n, h with\n  | 0, _ => rfl\n  | n + 1, h => simpa [pow_succ] using h.trans_lt (by norm_num : (1 : ℝ) < 2)"),
+    ("", "\n  haveI := Fact.mk hp\n  exact (ZMod.intCast_zmod_eq_zero_iff_dvd a p).1 (by push_cast; linear_combination (exp := 2) h₁ - 2 * h₂)"),
+    ("", "\n  by_contra! hne\n  push_neg at hne\n  exact absurd (h.mono (Set.Icc_subset_Icc_right hne.le)) (not_lt.2 ‹_›)"),
+    ("", "\n  ext x; constructor <;> rintro ⟨⟩ <;> simp_all [Set.mem_iUnion₂, Function.comp, f∘g, a•b, s ×ˢ t, xᵀ * A⁻¹ᵀ]"),
+    ("", "\n  use 3, 2.5e-3, 0x1F\n  norm_num1\n  decide +revert"), ("", "\n  simp_rw [← Finset.sum_filter, Fin.sum_univ_succ, Int.natAbs_mul, pow_two]; rfl"),
 ]
 CHEATS = [completion for completions in FILTER.values() for completion in completions]
 
@@ -229,6 +284,34 @@ def test_lean_agrees_about_every_row_that_it_can_run():
     rows += [(goal, proof, "proved") for goal, proof in HONEST if goal]
     out = verify.verify_rows([row(goal, proof) for goal, proof, _ in rows], batch=16, progress=False)
     assert [(one["completion"], one["verdict"]) for one in out] == [(proof, verdict) for _, proof, verdict in rows]
+
+
+@needs_lean
+@pytest.mark.parametrize("proof, leaves", [
+    ("\n  xaxiom _root_.bad : False", True), ("\n  x.axiom _root_.bad : False", True), ("\n  x'abaxiom _root_.bad : False", True),
+    ("\n  skip; x1e5axiom _root_.bad : False", True), ("\n  exact by xaxiom _root_.bad : False", True), ("\n  «a axiom _root_.bad : False»", True),
+    ("\n  h'-- axiom _root_.bad : False", True), ("\n  exact h'-- axiom _root_.bad : False", False), ("\n  xyaxiom _root_.bad : False", False),
+    ("\n  exact xaxiom _root_.bad : False", False), ("\n  exact h.xaxiom _root_.bad : False", False)])
+def test_lean_finds_a_command_one_character_into_a_word(proof, leaves):
+    """What the filter's rule on the ends of names rests on."""
+    lean = lib.lean.find_lean()
+    text = f"{lean.header}namespace X\ntheorem t (p : Prop) : p := by{proof}\n\nend X\n#print axioms _root_.bad\n"
+    messages, _ = lib.lean.run_lean(text, lean, 60)
+    found = [one["data"] for one in messages if one["pos"]["line"] == text.count("\n")]
+    assert found == (["'bad' depends on axioms: [bad]"] if leaves else ["Unknown constant `_root_.bad`"])
+
+
+def test_a_long_line_takes_time_in_proportion(monkeypatch):
+    monkeypatch.setattr(lib.lexer, "LONGEST", 10**9)
+
+    def seconds(text):
+        started = time.process_time()
+        lib.lexer.forbidden("\n  exact " + text)
+        return time.process_time() - started
+
+    for piece in ("1 ", "h1 ", "x1", "h'", "x0xab", "«a».", "(", '"a" ', "#s ", "1.", "\u200b", "x'a"):
+        seconds(piece * 1000)
+        assert seconds(piece * 100000) < 40 * max(seconds(piece * 10000), 0.005), piece
 
 
 @needs_lean

@@ -121,7 +121,7 @@ REFUSED = "verify.py's filter: "
     ("def x : ℕ := sorry\ntheorem a : x = 1 := by", REFUSED + "'sorry' is not allowed"),
     ("open Nat\ntheorem a : 1 = 1 := by", REFUSED + "'open' without 'in' is a command"),
     ("set_option debug.skipKernelTC true in theorem a : 1 = 1 := by",
-     REFUSED + "set_option is allowed for maxRecDepth and maxHeartbeats, before a tactic"),
+     REFUSED + "set_option is allowed for maxRecDepth, maxHeartbeats and their like, before a tactic"),
     ("@[simp] theorem a : 1 = 1 := by", REFUSED + "attributes are not allowed"),
     ("#eval 1 theorem a : 1 = 1 := by", REFUSED + "# belongs to commands and metaprograms"),
     ("theorem a : Lean.ofReduceBool = 1 := by", REFUSED + "'Lean.ofReduceBool' is not allowed"),
