@@ -17,7 +17,6 @@ An interval is 95 % of a bootstrap over problems; where all problems agree it ha
 """
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.cli import fail, flags, number, printable
+from lib.cli import fail, flags, number, printable, run, suggestion
 from lib.figures import Line, Panel, cells, curve_panels, draw, markdown, uplift_panels, uplift_table
 from lib.samples import (
     bootstrap_mean,
@@ -117,7 +116,8 @@ def distinct_curves(results: dict[str, dict], kind: str) -> dict[str, Line]:
         [[distinct_in_draws(file[name].values(), m) for m in draws] for name in chosen] for file in found
     ]
     return {
-        label: (draws, bootstrap_mean(np.reshape(v, [len(chosen), len(draws)]))) for label, v in zip(results, values)
+        label: (draws, bootstrap_mean(np.reshape(v, [len(chosen), len(draws)])))
+        for label, v in zip(results, values)
     }
 
 
@@ -227,9 +227,9 @@ COMMANDS = {
 
 def parse_args(words: list[str]) -> argparse.Namespace:
     if words and words[0] not in (*COMMANDS, "-h", "--help"):
-        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        if close and not os.path.exists(words[0]):
-            fail(f"there is no command and no file {words[0]}; did you mean evaluate.py {close[0]}?")
+        meant = suggestion(words[0], COMMANDS)
+        if meant and not os.path.exists(words[0]):
+            fail(f"there is no command and no file {words[0]}{meant}")
         words = ["pass", *words]
     parser = flags("What did training do? Each command has its own --help, and --out for its figure.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=flags)  # type: ignore[call-overload]
@@ -290,4 +290,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lib.cli import fail
-from lib.jsonl import cannot_write, is_number, read_jsonl
+from lib.jsonl import cannot_write, is_number, numbered_rows
 
 # Okabe and Ito's colours for the colour-blind, without black and yellow
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -119,14 +119,16 @@ def curve_panels(runs: dict[str, str]) -> list[Panel]:
     """metrics.jsonl of {label: run folder}: means over at most 20 equal parts of the run."""
     parts = {key: Panel(title, "step", {}, scale=1) for key, title in CURVES.items()}
     for label, folder in runs.items():
-        path = os.path.join(folder, "metrics.jsonl")
-        rows = list(read_jsonl(path, "step", *CURVES))
-        if not rows:
-            fail(f"{path} has no rows yet; let train.py finish a step first")
-        for line, row in enumerate(rows, 1):
+        rows = []
+        for where, row in numbered_rows(os.path.join(folder, "metrics.jsonl")):
             for key in ("step", *CURVES):
+                if key not in row:
+                    fail(f"{where}: the key '{key}' is missing; give a run folder of train.py")
                 if not is_number(row[key]) and (key == "step" or row[key] is not None):
-                    fail(f"{path}, line {line}: '{key}' is not a number; mend or delete the line")
+                    fail(f"{where}: '{key}' is not a number; mend or delete the line")
+            rows.append(row)
+        if not rows:
+            fail(f"{folder}/metrics.jsonl has no rows yet; let train.py finish a step first")
         for key, part in parts.items():
             points = [
                 (row["step"], row[key]) for row in rows if row[key] is not None
