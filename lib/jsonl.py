@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def check_row(where: str, row: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """Ends the program if the row lacks a key, or if one of these keys has a value of another kind."""
+    """Ends the program if the row lacks one of these keys, or has a value of another kind for it."""
     for key in keys:
         if key not in row:
             fail(f"{where}: the key '{key}' is missing; each row needs {', '.join(keys)}")
@@ -75,9 +75,9 @@ def parse_line(line: str, where: str) -> dict:
 def numbered_rows(
     path: str, *keys: str, optional: Iterable[str] = (), lines: Iterable[str | None] | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """Yields ("FILE, line 7", row) for each row of a JSONL file; ends the program if a row lacks a key.
+    """Yields ("FILE, line 7", row) for each row of a JSONL file, checked by check_row; skips blank lines.
 
-    Blank lines are skipped. lines: the lines of a file that is still being written; a None is passed on."""
+    lines: the lines of a file that is still being written; a None among them is passed on."""
     try:
         with contextlib.nullcontext(lines) if lines else open(path, encoding="utf-8-sig") as lines:
             number = 0
@@ -95,9 +95,12 @@ def numbered_rows(
         fail(f"cannot read {path} ({reason}); give a JSONL file")
 
 
-def read_jsonl(path: str, *keys: str, lines: Iterable[str | None] | None = None) -> Iterator[Any]:
-    """Yields the rows of a JSONL file, see numbered_rows."""
-    for _, row in numbered_rows(path, *keys, lines=lines):
+def read_jsonl(path: str, *keys: str) -> Iterator[dict]:
+    """Yields the rows of a JSONL file; ends the program if one lacks a key."""
+    for where, row in numbered_rows(path):
+        for key in keys:
+            if key not in row:
+                fail(f"{where}: the key '{key}' is missing; each row needs {', '.join(keys)}")
         yield row
 
 
