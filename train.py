@@ -22,7 +22,6 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault(
@@ -36,10 +35,10 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 import advantage
+import verify
 from evaluate import compare
 from lib.cli import cause, fail, flags, number
 from lib.jsonl import read_verified, tee_jsonl, write_jsonl
-from lib.lean import find_lean
 from lib.logprobs import (
     completion_logprobs,
     device_of,
@@ -61,10 +60,9 @@ from lib.ranks import (
     whole_tensor,
 )
 from lib.run import last_checkpoint, lighten_others, load_checkpoint, open_run, save_checkpoint, whole
-from lib.verdicts import cached
 from lib.vllm_engine import rest, start_engines, sync, vllm_rows
 from sample import add_engine_flags, choose_engine, encode, read_problems, sample_rows
-from verify import judge_batch, verify_stream
+from verify import start_verifier, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
 
@@ -103,7 +101,9 @@ def add_old_logprobs(model: Any, rows: list[dict], args: argparse.Namespace, ste
     """The trainer's own log-probabilities just before the update, [T] a row. They are taken over the very batches
     of the first epoch, so that its first ratio is exactly 1, in bfloat16 too."""
     for minibatch in minibatches(rows, args, step, epoch=0):
-        logprobs = completion_logprobs(model, minibatch, args.temperature, args.micro_batch_tokens, args.dtype)
+        logprobs = completion_logprobs(
+            model, minibatch, args.temperature, args.micro_batch_tokens, args.dtype
+        )
         for row, row_logprobs in zip(minibatch, logprobs):
             row["old_logprobs"] = row_logprobs
 
@@ -150,7 +150,9 @@ def update(
                 (batch.weight * losses[0].sum() * count / tokens).backward()
                 sums += batch.weight * torch.stack([values.detach().sum() for values in losses])
             average_gradients(model)
-            grad_norm = whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)).item()
+            grad_norm = whole_tensor(
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+            ).item()
             if grad_norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
                 optimizer.step()
             else:
@@ -175,8 +177,7 @@ def update(
 def sample_and_verify(
     model: Any,
     tokenizer: Any,
-    lean: Any,
-    judge: Callable,
+    verifier: Any,
     problems: list[dict],
     num_samples: int,
     folder: str,
@@ -216,9 +217,7 @@ def sample_and_verify(
         samples = whole(f"{folder}/samples.jsonl", count, "logprobs") or tee_jsonl(
             f"{folder}/samples.jsonl", sampling()
         )
-        verified = verify_stream(
-            samples, lean, args.workers, args.verify_batch, args.timeout, progress, count, judge
-        )
+        verified = verify_stream(samples, verifier, progress, count)
         rows = list(tee_jsonl(f"{folder}/verified.jsonl", verified))
     sampled = sampled[0] if sampled else start
     return rows, sampled - start, time.time() - sampled
@@ -312,24 +311,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
     # the machine
-    parser.add_argument(
-        "--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'"
-    )
-    parser.add_argument("--project", help="Lake project where Lean runs (default: the working folder)")
-    parser.add_argument(
-        "--header",
-        help="first lines for problems without a header of their own (default: Mathlib's; '' for none)",
-    )
-    parser.add_argument("--memory-gb", type=positive, default=16.0, help="address space of one Lean process")
-    parser.add_argument(
-        "--workers", type=number(int, 1, high=4096), default=os.cpu_count(), help="Lean processes"
-    )
-    parser.add_argument("--verify-batch", type=count, default=128, help="completions per Lean process")
-    parser.add_argument(
-        "--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share"
-    )
-    parser.add_argument("--timeout", type=positive, default=60.0, help="seconds for one proof")
-    parser.add_argument("--max-heartbeats", type=count, default=200000, help="Lean's own limit for a proof")
+    verify.add_flags(parser)
     parser.add_argument(
         "--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch"
     )
@@ -400,12 +382,11 @@ def main():
             fail(
                 f"under torchrun each rank takes a GPU of its own; give --device {args.device.split(':')[0]}"
             )
-        lean = None  # else it says what to install before anything is computed
-        if not args.advantages:
-            lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
         problems = read_problems(args.problems)
         held_out = read_problems(args.eval_problems) if args.eval_samples else []
-        judge = cached(args.verdicts, judge_batch) if args.verdicts else judge_batch
+        verifier = None  # else it says what to install before anything is computed
+        if not args.advantages:
+            verifier = start_verifier(args, problems + held_out)
         open_run(args)
         log = open_log(args)
         checkpoint = None if args.advantages else last_checkpoint(args.out)
@@ -511,8 +492,7 @@ def main():
             sample_and_verify(
                 sampler,
                 tokenizer,
-                lean,
-                judge,
+                verifier,
                 held_out,
                 args.eval_samples,
                 f"{args.out}/eval_{step:05d}",
@@ -531,8 +511,7 @@ def main():
             rows, seconds_sample, seconds_verify = sample_and_verify(
                 sampler,
                 tokenizer,
-                lean,
-                judge,
+                verifier,
                 batch,
                 args.num_samples,
                 folder,

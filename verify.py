@@ -3,7 +3,7 @@
     python verify.py samples.jsonl --out verified.jsonl --workers 2                             # Lean from the wheel, toy prelude
     python verify.py samples.jsonl --out verified.jsonl --follow                                # while sample.py is still writing
     python verify.py samples.jsonl --out verified.jsonl --lean "lake env lean" --project DIR --workers 32      # with Mathlib
-    python verify.py --self-test --lean "lake env lean" --project DIR                           # is this installation sound?
+    python tools/self_test.py --lean "lake env lean" --project DIR                              # is this installation sound?
 
 Reads: statement (a theorem that ends with `:= by`), completion, and where present header (the file's first lines, default
        Mathlib's; the wheel has its own), finish_reason ("length" is a truncated proof), template ("deepseek": must close
@@ -17,6 +17,7 @@ What is trusted is Lean's kernel and its list of axioms. What they cannot see, a
 was stopped is continued by the same command: what is verified already stands in OUT.part-HASH.
 """
 
+import argparse
 import bisect
 import collections
 import contextlib
@@ -33,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -212,20 +213,23 @@ def header_of(row: dict, lean: Lean) -> str:
     return lean.header if lean.fixed else row.get("header", lean.header)
 
 
+class Verifier(NamedTuple):
+    """What judges the completions of a run: see start_verifier."""
+
+    lean: Lean
+    judge: Callable[..., dict[Key, Verdict]]
+    workers: int
+    batch: int
+    timeout: float
+
+
 def verify_stream(
-    rows: Iterable[dict | None],
-    lean: Lean | str = "auto",
-    workers: int = 2,
-    batch: int = 32,
-    timeout: float = 120.0,
-    progress: bool = True,
-    total: int | None = None,
-    judge: Callable[..., dict[Key, Verdict]] = judge_batch,
+    rows: Iterable[dict | None], verifier: Verifier, progress: bool = True, total: int | None = None
 ) -> Iterator[dict]:
     """Yields the rows, in order, with verdict, reward, message and seconds, while `rows` may still be in the making: a batch
     goes to Lean when it is full, and what there is of one when `rows` has no more, or none for the moment (it yields None).
-    Equal proofs of equal statements are verified once. lean: --lean's text, or what find_lean returned for it."""
-    lean = find_lean(lean) if isinstance(lean, str) else lean
+    Equal proofs of equal statements are verified once."""
+    lean, judge, workers, batch, timeout = verifier
     batch = 1 if lean.blind else batch
     queue, running = (
         collections.deque(),
@@ -305,9 +309,18 @@ def verify_stream(
         bar.close()
 
 
-def verify_rows(rows: list[dict], *args: Any, **keys: Any) -> list[dict]:
-    """verify_stream for a list of rows, as a list."""
-    return list(verify_stream(rows, *args, **{"total": len(rows)} | keys))
+def verify_rows(
+    rows: list[dict],
+    lean: Lean | str = "auto",
+    workers: int = 2,
+    batch: int = 128,
+    timeout: float = 60.0,
+    progress: bool = True,
+    judge: Callable[..., dict[Key, Verdict]] = judge_batch,
+) -> list[dict]:
+    """verify_stream for a list of rows, as a list. lean: --lean's text, or what find_lean returned for it."""
+    lean = find_lean(lean) if isinstance(lean, str) else lean
+    return list(verify_stream(rows, Verifier(lean, judge, workers, batch, timeout), progress, len(rows)))
 
 
 def follow(path: str) -> Iterator[str | None]:
@@ -379,18 +392,8 @@ def resumed(part: str, rows: Iterator) -> tuple[list[str], Iterator]:
     return verdicts, rows
 
 
-def main():
-    parser = flags("Verify completions with Lean 4.")
-    parser.add_argument("rows", nargs="?", help="JSONL from sample.py")
-    parser.add_argument("--out", help="JSONL to write; called OUT.part-HASH until it is complete")
-    parser.add_argument(
-        "--follow", action="store_true", help="verify the rows while sample.py is still writing them"
-    )
-    parser.add_argument(
-        "--self-test",
-        action="store_true",
-        help="check this installation of Lean and print a table, nothing else",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags that train.py and tools/self_test.py share."""
     parser.add_argument(
         "--lean", default="auto", help="auto: the wheel's Lean, or a command such as 'lake env lean'"
     )
@@ -409,11 +412,13 @@ def main():
         "--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share"
     )
     parser.add_argument(
-        "--workers", type=number(int, 1, high=4096), default=2, help="Lean processes at a time"
+        "--workers", type=number(int, 1, high=4096), default=os.cpu_count(), help="Lean processes at a time"
     )
-    parser.add_argument("--batch", type=number(int, 1), default=32, help="completions per Lean process")
     parser.add_argument(
-        "--timeout", type=number(float, 0, exclusive=True), default=120.0, help="seconds for one proof"
+        "--verify-batch", type=number(int, 1), default=128, help="completions per Lean process"
+    )
+    parser.add_argument(
+        "--timeout", type=number(float, 0, exclusive=True), default=60.0, help="seconds for one proof"
     )
     parser.add_argument(
         "--max-heartbeats", type=number(int, 1), default=200000, help="Lean's own limit for one proof"
@@ -424,48 +429,52 @@ def main():
         default=16.0,
         help="address space of one Lean process",
     )
-    args = parser.parse_args()
-    if not args.self_test and not (args.rows and args.out):
-        fail("give the JSONL of sample.py and --out FILE, or --self-test")
-    if args.out:
-        check_out(args.out, args.rows, args.verdicts)
-    total, judge, dojo, errors = None, judge_batch, None, []
-    if args.verifier == "lean-dojo" and not args.self_test:
+
+
+def start_verifier(args: argparse.Namespace, problems: Iterable[dict]) -> Verifier:
+    """The verifier that the flags ask for, tried out; problems: rows with all the statements that it will see."""
+    judge = judge_batch
+    if args.verifier == "lean-dojo":
         dojo = importlib.import_module("lib.dojo")  # here, not above: it needs what few have installed
         dojo.check_dojo(args.project or ".")
-        if args.follow:
-            fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
-    if not args.self_test and not args.follow:
-        total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
     if args.verdicts:
-        cached(args.verdicts, judge_batch)  # fails where the file is none of its own
+        cached(args.verdicts, judge)  # fails where the file is none of its own
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
-    if args.self_test:
-        from lib.self_test import self_test  # here, not above: it imports this file
-
-        return self_test(lean, args.workers, args.batch)
-    if dojo:
-        problems = {(header_of(row, lean), row["statement"]) for row in checked(args.rows)}
+    if args.verifier == "lean-dojo":
+        statements = {(header_of(row, lean), row["statement"]) for row in problems}
         work = os.path.join(lean.folder, ".lake", "dojo")
         judge = dojo.judge_with(
-            dojo.trace_problems(problems, lean.folder, work, lean, args.timeout, args.workers)
+            dojo.trace_problems(statements, lean.folder, work, lean, args.timeout, args.workers)
         )
     judge = cached(args.verdicts, judge) if args.verdicts else judge
+    return Verifier(lean, judge, args.workers, args.verify_batch, args.timeout)
+
+
+def main():
+    parser = flags("Verify completions with Lean 4.")
+    parser.add_argument("rows", help="JSONL from sample.py")
+    parser.add_argument(
+        "--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="verify the rows while sample.py is still writing them"
+    )
+    add_flags(parser)
+    args = parser.parse_args()
+    check_out(args.out, args.rows, args.verdicts)
+    total, errors = None, []
+    if args.verifier == "lean-dojo" and args.follow:
+        fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
+    if not args.follow:
+        total = sum(1 for _ in checked(args.rows))  # a bad row is told of before hours of work
+    verifier = start_verifier(args, () if args.follow else checked(args.rows))
     part = part_name(
         args.out, [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier]
     )
     try:
         verdicts, rows = resumed(part, checked(args.rows, follow(args.rows) if args.follow else None))
         with open_jsonl(part, "a") as file:
-            for row in verify_stream(
-                rows,
-                lean,
-                args.workers,
-                args.batch,
-                args.timeout,
-                total=total and total - len(verdicts),
-                judge=judge,
-            ):
+            for row in verify_stream(rows, verifier, total=total and total - len(verdicts)):
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                 file.flush()
                 verdicts.append(row["verdict"])

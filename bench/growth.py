@@ -108,7 +108,7 @@ def stages(folder):
 
 def later_stages(folder, samples, size):
     verified, many, advantages = (f"{folder}/{name}{size}.jsonl" for name in "vma")
-    yield "verify.py", size, measure("verify.py", samples, "--out", verified, "--batch", 128)
+    yield "verify.py", size, measure("verify.py", samples, "--out", verified, "--verify-batch", 128)
     repeated(read_jsonl(verified), {0: 32, "4L": 32 * 512}.get(size, 32 * 512 * size), many)
     yield "advantage.py", size, measure("advantage.py", many, "--out", f"{folder}/thrown-away.jsonl")
     yield "evaluate.py", size, measure("evaluate.py", many, "--out", f"{folder}/figures")

@@ -14,6 +14,7 @@ import time
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
+import lib.lean  # noqa: E402
 import verify  # noqa: E402
 from lib.model import load_model  # noqa: E402
 from sample import read_problems, sample_rows  # noqa: E402
@@ -26,7 +27,7 @@ def main():
     args = parser.parse_args()
     model, tokenizer = load_model(f"{HERE}/toy/base")
     problems = read_problems(f"{HERE}/toy/train.jsonl", 16)
-    lean = verify.Lean([], [], {}, "", "", True, "", False, "")
+    lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
 
     def sampler():  # one group fits into so many tokens, two do not
         return sample_rows(
@@ -46,7 +47,9 @@ def main():
             return {key: ("proved", "", 0.0) for key in keys}
 
         source = rows() if streamed else list(rows())
-        for _ in verify.verify_stream(source, lean, args.workers, 16, progress=False, judge=judge):
+        for _ in verify.verify_stream(
+            source, verify.Verifier(lean, judge, args.workers, 16, 60.0), progress=False
+        ):
             pass
         return time.perf_counter() - start, sampled[0]
 

@@ -20,7 +20,7 @@ judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
     mkdir -p "$OUT/$1"
     test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}" || return
-    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --batch 128 --verdicts "$OUT/verdicts.sqlite"
+    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --verify-batch 128 --verdicts "$OUT/verdicts.sqlite"
 }
 
 run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems

@@ -464,7 +464,7 @@ def full_stages(work, rng):
     told, whole, place = Counter(), f"{work}/stages", f"{work}/stages-full"
     commands = {
         "sample.py": f"--model {ROOT}/toy/base --problems {work}/val.jsonl --num-samples 24 --max-new-tokens 80 --batch-tokens 4000 --out run/s.jsonl",
-        "verify.py": f"{whole}/run/s.jsonl --out run/v.jsonl --batch 8",
+        "verify.py": f"{whole}/run/s.jsonl --out run/v.jsonl --verify-batch 8",
         "verify.py --verdicts": f"{whole}/run/s.jsonl --out run/v.jsonl --verdicts run/verdicts.sqlite",
         "advantage.py": f"{whole}/run/v.jsonl --out run/a.jsonl",
         "train.py": f"--advantages {whole}/run/a.jsonl --out run/one --kl 0",

@@ -159,15 +159,15 @@ CASES = [
         (model("model.safetensors", b"\x80\x02}q\x00."), "load"), (model("tokenizer.json"), "load"), (model("tokenizer.json", b"{"), "load"),
         (model("tokenizer.json", 500), "load"), (model("tokenizer_config.json", b"["), "load")]],
     # verify.py
-    ("verify", "", {}, "--out --self-test"),
+    ("verify", "", {}, "--out rows"),
     ("verify", "in.jsonl", SAMPLES, "--out"),
-    ("verify", "--self-test --out out.jsonl --lean no-such-lean", {}, "no-such-lean"),
+    ("verify", "in.jsonl --out out.jsonl --lean no-such-lean", SAMPLES, "no-such-lean"),
     ("verify", "in.jsonl --out ./in.jsonl", SAMPLES, "in.jsonl read --out"),
     ("verify", "in.jsonl --out link.jsonl", SAMPLES | {"link.jsonl": lambda path, base: os.symlink("in.jsonl", path)}, "read --out"),
     ("verify", "in.jsonl --out no/out.jsonl", SAMPLES, "no/out.jsonl --out"),
     ("verify", "in.jsonl --out out.jsonl --workers -1", SAMPLES, "--workers 'at least 1'"),
     ("verify", f"in.jsonl --out out.jsonl --workers {'9' * 400}", SAMPLES, "--workers"),
-    ("verify", "in.jsonl --out out.jsonl --batch 0", SAMPLES, "--batch 'at least 1'"),
+    ("verify", "in.jsonl --out out.jsonl --verify-batch 0", SAMPLES, "--verify-batch 'at least 1'"),
     ("verify", "in.jsonl --out out.jsonl --timeout -inf", SAMPLES, "--timeout"),
     ("verify", "in.jsonl --out out.jsonl --timeout 1e300", SAMPLES, "--timeout"),
     ("verify", "in.jsonl --out out.jsonl --memory-gb 0", SAMPLES, "--memory-gb above"),
@@ -292,8 +292,7 @@ def base(tmp_path_factory):
 def called(monkeypatch, stage, arguments):
     """A stage's main() in this process: its exit code."""
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *shlex.split(arguments)])
-    for module in (verify, train):
-        monkeypatch.setattr(module, "find_lean", FIND_LEAN)
+    monkeypatch.setattr(verify, "find_lean", FIND_LEAN)
     try:
         STAGES[stage].main()
     except SystemExit as end:

@@ -52,7 +52,7 @@ sys.exit(code)
 
 def with_faults(lean, folder):
     """The wheel's Lean with FAULTY_LEAN in front."""
-    place = lean.command.index(verify.wheel.__file__)
+    place = lean.command.index(lib.wheel.__file__)
     return lean._replace(command=[*lean.command[:place], "-c", FAULTY_LEAN, str(folder), *lean.command[place:]])
 
 
@@ -131,15 +131,15 @@ text = open(0, encoding="utf-8", closefd=False).read()
 for part in re.split("(#eval .*\\n)", text):
     if part.startswith("#eval"): print(part.split('"')[1], file=sys.stderr)
     if "-- fault hangs" in part: time.sleep(600)
-sys.exit(subprocess.run([sys.executable, {verify.wheel.__file__!r}, *sys.argv[1:]], input=re.sub("#eval .*", "", text), text=True).returncode)
+sys.exit(subprocess.run([sys.executable, {lib.wheel.__file__!r}, *sys.argv[1:]], input=re.sub("#eval .*", "", text), text=True).returncode)
 """, encoding="utf-8")
     script.chmod(0o755)
-    monkeypatch.setenv("LEAN_PATH", verify.wheel.compiled_prelude())
+    monkeypatch.setenv("LEAN_PATH", lib.wheel.compiled_prelude())
     lean = lib.lean.find_lean(str(script), header=lib.lean.TOY_HEADER)
     assert lean.sign and not lean.blind and lean.version == "4.9.0"
     rows, expected = fault_rows(20, {"hangs": 1})
     assert judged(rows, lean, workers=1, timeout=3.0) == expected
-    monkeypatch.setattr(verify, "SIGN", "-- nothing comes {}\n")
+    monkeypatch.setattr(lib.lean, "SIGN", "-- nothing comes {}\n")
     assert lib.lean.find_lean(str(script), header=lib.lean.TOY_HEADER).blind
 
 
@@ -166,7 +166,7 @@ def test_killed_and_continued(how, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     keys = {"env": dict(os.environ, TMPDIR=str(temporary)), "stdout": subprocess.DEVNULL}
-    command = (tmp_path / "rows", "--out", tmp_path / "out", "--batch", 20, "--workers", 2)
+    command = (tmp_path / "rows", "--out", tmp_path / "out", "--verify-batch", 20, "--workers", 2)
     process = start(*command, **keys)
     deadline = time.time() + 60
     while not any(path.stat().st_size > 3000 for path in tmp_path.glob("out.part-*")) and time.time() < deadline:
@@ -266,7 +266,7 @@ def test_a_batch_is_sent_off_before_the_rows_end():
             yield row("p", f" {n}")
 
     lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
-    for one in verify.verify_stream(rows(), lean, workers=2, batch=10, progress=False, judge=judge):
+    for one in verify.verify_stream(rows(), verify.Verifier(lean, judge, 2, 10, 60.0), progress=False):
         judged_before.append(one["completion"])
     assert judged_before == [f" {n}" for n in range(3000)] and longest <= 8 * 2 * 10 + 1
 

@@ -83,8 +83,8 @@ def judge_half(keys, lean, timeout, stop):
 def run(monkeypatch, capsys, stage, arguments):
     """(exit code, what was said on stderr) of a stage's main() in this process, with a verifier that needs no Lean."""
     monkeypatch.setattr(sys, "argv", [f"{stage.__name__}.py", *arguments.split()])
-    monkeypatch.setattr(train, "find_lean", lambda *args: lib.lean.Lean([], [], {}, "", "", True, "", False, ""))
-    monkeypatch.setattr(train, "judge_batch", judge_half)
+    monkeypatch.setattr(verify, "find_lean", lambda *args: lib.lean.Lean([], [], {}, "", "", True, "", False, ""))
+    monkeypatch.setattr(verify, "judge_batch", judge_half)
     code = 0
     try:
         stage.main()

@@ -23,10 +23,10 @@ def project(tmp_path, monkeypatch):
     library, tools, folder = tmp_path / "project" / ".lake" / "build" / "lib", tmp_path / "tools", tmp_path / "project"
     library.mkdir(parents=True)
     tools.mkdir()
-    shutil.copy(os.path.join(verify.wheel.compiled_prelude(), "Prelude.olean"), library)
+    shutil.copy(os.path.join(lib.wheel.compiled_prelude(), "Prelude.olean"), library)
     scripts = {tools / "lake": f'echo "lake $*" >> "{tmp_path}/log"\n[ "$1" = env ] || exit 1\nshift\n'
                                f'export LEAN="{tools}/real" LEAN_PATH=./.lake/build/lib LEAN_CC="two\nlines"\nexec "$@"\n',
-               tools / "real": f'echo "lean $PWD $*" >> "{tmp_path}/log"\nexec "{sys.executable}" "{verify.wheel.__file__}" "$@"\n',
+               tools / "real": f'echo "lean $PWD $*" >> "{tmp_path}/log"\nexec "{sys.executable}" "{lib.wheel.__file__}" "$@"\n',
                tools / "lean": "exit 9  # elan's shim, which must not be asked\n"}
     for path, text in scripts.items():
         path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
@@ -45,7 +45,7 @@ def command(project, *flags):
 
 @needs_lean
 def test_a_project_gives_the_verdicts_of_the_wheel_and_lake_is_asked_once(project):
-    done = command(project, "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER, "--batch", "5")
+    done = command(project, "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER, "--verify-batch", "5")
     assert done.returncode == 0, done.stderr
     out = [json.loads(line) for line in (project.parent / "out").read_text(encoding="utf-8").splitlines()]
     expected = verify.verify_rows(ROWS, progress=False)
@@ -78,15 +78,15 @@ def test_what_does_not_work_is_one_sentence(project, flags, words):
 
 @needs_lean
 def test_self_test(project):
-    flags = ("--self-test", "--workers", "1", "--batch", "20", "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER)
-    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), *flags], capture_output=True, text=True)
+    flags = ("--workers", "1", "--verify-batch", "20", "--lean", "lake env lean", "--project", str(project), "--header", lib.lean.TOY_HEADER)
+    done = subprocess.run([sys.executable, os.path.join(HERE, "tools", "self_test.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for words in ("Lean 4.35.0", "an honest proof", "no network", "proofs/s", "a proof that never ends", "the kernel switched off"):
         assert words in done.stdout
     # One that believes everything is found out.
     real = project.parent / "tools" / "real"
     real.write_text(real.read_text().replace('exec "', '[ "$1" = --version ] || exec cat >/dev/null\nexec "'))
-    done = subprocess.run([sys.executable, os.path.join(HERE, "verify.py"), *flags], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, os.path.join(HERE, "tools", "self_test.py"), *flags], capture_output=True, text=True)
     assert done.returncode == 2 and "do not trust" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -107,11 +107,11 @@ def test_remembered_verdicts_are_those_of_lean_and_never_of_another_way_to_judge
 def test_a_file_that_holds_no_verdicts_is_named(tmp_path, capsys):
     (tmp_path / "v.sqlite").write_text("no database, but long enough to be looked at " * 40)
     with pytest.raises(SystemExit):
-        lib.verdicts.cached(str(tmp_path / "v.sqlite"))
+        lib.verdicts.cached(str(tmp_path / "v.sqlite"), verify.judge_batch)
     assert "v.sqlite (" in capsys.readouterr().err and "long enough" in (tmp_path / "v.sqlite").read_text()
     for path in (tmp_path, tmp_path / "no" / "v.sqlite"):
         with pytest.raises(SystemExit):
-            lib.verdicts.cached(str(path))
+            lib.verdicts.cached(str(path), verify.judge_batch)
 
 
 @needs_lean

@@ -1,17 +1,19 @@
-"""Checks an installation of Lean in one go and prints a table: what verify.py --self-test does.
+"""Checks an installation of Lean: known proofs and cheats, the sandbox, the speed; prints a table.
 
-python verify.py --self-test                                                    # the wheel's Lean
-python verify.py --self-test --lean "lake env lean" --project DIR --workers 16   # a toolchain with Mathlib
+python tools/self_test.py                                                     # the wheel's Lean
+python tools/self_test.py --lean "lake env lean" --project DIR --workers 16   # a toolchain with Mathlib
 """
 
 import os
 import subprocess
+import sys
 import time
 from typing import Any
 
-from lib.cli import fail
-from lib.lean import WITH_PARENT, run_lean
-from verify import REWARD, judge_batch, verify_rows
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from lib.cli import fail, flags
+from lib.lean import WITH_PARENT, find_lean, run_lean
+from verify import REWARD, add_flags, judge_batch, verify_rows
 
 TRUE, FALSE = ("theorem self_test (p q : Prop) : p → {} := by".format(goal) for goal in "pq")
 HONEST, WRONG = "\n  intro h\n  exact h", "\n  intro h\n  skip"
@@ -117,3 +119,15 @@ def self_test(lean: Any, workers: int, batch: int) -> None:
     print()
     if bad:
         fail(f"wrong verdicts for: {', '.join(bad)}; do not trust this installation")
+
+
+def main():
+    parser = flags("Check an installation of Lean.")
+    add_flags(parser)
+    args = parser.parse_args()
+    lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
+    self_test(lean, args.workers, args.verify_batch)
+
+
+if __name__ == "__main__":
+    main()
