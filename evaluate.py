@@ -3,14 +3,14 @@
     python evaluate.py runs/base/verified.jsonl runs/grpo/eval_00060/verified.jsonl --labels base grpo
     python evaluate.py uplift --before toy/base --after runs/grpo/checkpoints/step_00060 verified.jsonl
     python evaluate.py curves runs/default runs/unlikely
-    python evaluate.py compare runs/default runs/unlikely      # all of this for runs of train.py, in one figure
+    python evaluate.py compare runs/default runs/unlikely      # all of this and more, in one figure
     python evaluate.py show runs/unlikely t_00042              # a theorem's proofs, before and after
 
 pass@N reads id, completion, finish_reason, reward. A sample is correct from reward 1 on; one whose reward is
 null (the verifier broke) is in no statistic. N runs over powers of two up to the fewest samples of a problem.
-Uplift (paper, section 3.5) sorts each problem's distinct correct completions by log-probability under --before;
-the uplift rate is the share of problems whose sample at a rank is likelier under --after. If it falls with the
-rank, that is the paper's rank bias. The relative rank is 0 for the likeliest proof and 1 for the rarest.
+Uplift (paper, section 3.5) sorts a problem's distinct correct completions by log-probability under --before.
+The uplift rate is the share of problems whose sample at a rank is likelier under --after. If it falls with
+the rank, that is the paper's rank bias. The relative rank is 0 for the likeliest proof and 1 for the rarest.
 Distinct proofs are counted at equal numbers of correct samples, since more samples hold more of them. Texts
 overstate diversity (names of hypotheses), so distinct sequences of tactic names stand beside them.
 An interval is 95 % of a bootstrap over problems; where all problems agree it has no width.
@@ -27,16 +27,8 @@ import numpy as np
 
 from lib.cli import fail, flags, number, printable, run, suggestion
 from lib.figures import Line, Panel, cells, curve_panels, draw, markdown, uplift_panels, uplift_table
-from lib.samples import (
-    bootstrap_mean,
-    correct_samples,
-    load_counts,
-    read_evaluations,
-    read_run,
-    read_theorem,
-    score,
-)
-from lib.story import examples, print_proofs, sentences
+from lib.samples import bootstrap_mean, correct_samples, load_counts, name_inputs, read_evaluations, score
+from lib.story import examples, sentences, show
 
 
 def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
@@ -54,11 +46,11 @@ def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
 def uplift(ids: Sequence, before: Sequence, after: Sequence, bins: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Uplift rate by relative rank [4, bins] and by rank [4, R]: value, low, high, problems.
 
-    ids, before and after have an entry per distinct correct sample, a problem's next to each other; in a bin a
-    problem counts with its mean. after may have rows [S, n], one for each of S runs: then a sample counts with the
-    share of runs that made it likelier.
+    ids, before and after have an entry per distinct correct sample, a problem's next to each other. In a bin
+    a problem counts with its mean. after may be [S, n], a row for each of S runs: then a sample counts with
+    the share of runs that made it likelier.
 
-    >>> uplift(["p", "p", "q", "q"], [-1, -5, -2, -9], [-2, -4, -1, -8], bins=2)[0][0].tolist()  # no yes, yes yes
+    >>> uplift(["p", "p", "q", "q"], [-1, -5, -2, -9], [-2, -4, -1, -8], bins=2)[0][0].tolist()
     [0.5, 1.0]
     """
     likelier = (np.atleast_2d(after) > np.array(before)).mean(0)  # [n]
@@ -77,8 +69,8 @@ def uplift(ids: Sequence, before: Sequence, after: Sequence, bins: int = 5) -> t
 
 
 def distinct_in_draws(counts: Iterable[int], m: int) -> float:
-    """Expected number of distinct proofs in m correct samples drawn without replacement (rarefaction); counts: how
-    often each occurs. One with c of the n samples is drawn with probability 1 - C(n-c, m) / C(n, m), as in pass@m.
+    """Expected number of distinct proofs in m of n correct samples, drawn without replacement (rarefaction).
+    A proof that occurs c times is drawn with probability 1 - C(n-c, m) / C(n, m), as in pass@m.
 
     >>> distinct_in_draws([3, 1], 2)  # of the 6 pairs 3 hold both proofs
     1.5
@@ -88,13 +80,13 @@ def distinct_in_draws(counts: Iterable[int], m: int) -> float:
 
 
 def sizes(results: dict[str, dict]) -> list[int]:
-    """The Ns to report: powers of two and each file's smallest n. A file takes part up to its own smallest n."""
+    """The Ns to report: powers of two, and each file's smallest n, up to which that file takes part."""
     smallest = {int(counts["n"].min()) for counts in results.values()}
     return sorted({2**i for i in range(max(smallest).bit_length())} | smallest)
 
 
 def pass_curve(counts: dict, Ns: list[int], first: dict | None = None) -> Line:
-    """(Ns, [3, Ns]): pass@N where all problems have N samples; given `first`, its paired difference to that file."""
+    """(Ns, [3, Ns]): pass@N as far as all problems have N samples, or its paired difference to `first`."""
     Ns = [N for N in Ns if N <= min(counts["n"].min(), (first or counts)["n"].min())]
     values = np.stack([pass_at_n(counts["n"], counts["correct"], N) for N in Ns], axis=1)  # [problems, Ns]
     if first is not None:
@@ -104,25 +96,23 @@ def pass_curve(counts: dict, Ns: list[int], first: dict | None = None) -> Line:
 
 
 def distinct_curves(results: dict[str, dict], kind: str) -> dict[str, Line]:
-    """{label: (m, [3, m])}: distinct "proofs" or "sequences" in m = 1, 2, 4, .. correct samples, over the same problems
-    for all: at least half of those that every file solves, and with m correct samples in each."""
+    """{label: (m, [3, m])}: distinct "proofs" or "sequences" in m = 1, 2, 4, .. correct samples, all over the
+    same problems: at least half of those that every file solves, each with the largest m in every file."""
     found = [dict(zip(counts["ids"], counts[kind])) for counts in results.values()]
     common = sorted(set.intersection(*map(set, found)))
     fewest = np.array([min(sum(file[name].values()) for file in found) for name in common], dtype=int)
     solved = fewest[fewest > 0]
     draws = [2**i for i in range(int(np.median(solved)).bit_length())] if len(solved) else []
     chosen = [name for name, count in zip(common, fewest) if draws and count >= draws[-1]]
-    values = [
-        [[distinct_in_draws(file[name].values(), m) for m in draws] for name in chosen] for file in found
-    ]
-    return {
-        label: (draws, bootstrap_mean(np.reshape(v, [len(chosen), len(draws)])))
-        for label, v in zip(results, values)
-    }
+    lines = {}
+    for label, file in zip(results, found):
+        values = [[distinct_in_draws(file[name].values(), m) for m in draws] for name in chosen]
+        lines[label] = draws, bootstrap_mean(np.reshape(values, [len(chosen), len(draws)]))
+    return lines
 
 
 def pass_table(results: dict[str, dict]) -> str:
-    """{label: counts} as Markdown: a table, paired differences to the first file and to the second, notes."""
+    """{label: counts} as Markdown: a table, paired differences to the first two files, notes."""
     Ns, labels, notes = sizes(results), list(results), []
     diversity = {kind: distinct_curves(results, kind) for kind in ("proofs", "sequences")}
     draws = diversity["proofs"][labels[0]][0][-1:]
@@ -164,8 +154,8 @@ def pass_panels(results: dict[str, dict]) -> list[Panel]:
 
 
 def compare(runs: dict[str, str], figure: str, args: argparse.Namespace, stored: str | None = None) -> None:
-    """What the runs {name: folder} did to their base model: tables, three sentences a run, a figure; of one run
-    also two proofs. stored: CSV of another run's figure, drawn in grey. args: device, dtype, micro_batch_tokens."""
+    """What the runs {name: folder} did to their base model: tables, three sentences a run, one figure; of a
+    lone run also two proofs. stored: CSV of another run's figure, to draw in grey. args: those of score."""
     parts = curve_panels(runs)
     model, files = read_evaluations(runs)
     if files:
@@ -199,23 +189,6 @@ def compare_samples(files: dict[str, str], model: str, args: argparse.Namespace)
     return parts
 
 
-def show(folder: str, name: str, args: argparse.Namespace) -> None:
-    """Prints a theorem's completions in every step and evaluation of a run that has them."""
-    model, _, checkpoints = read_run(folder)
-    found = read_theorem(folder, name)
-    for place, rows in found.items():
-        before, after = score(model, rows, args), score(checkpoints[-1], rows, args)
-        print_proofs(place, rows, before, after)
-
-
-def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
-    """{label: path}; without labels the paths themselves, short of /verified.jsonl."""
-    labels = labels or [path.rstrip("/").removesuffix(".jsonl").removesuffix("/verified") for path in paths]
-    if len(labels) != len(paths) or len(set(labels)) < len(labels):
-        fail(f"{len(paths)} inputs need as many different names, not {', '.join(labels)}; give --labels")
-    return dict(zip(labels, paths))
-
-
 COMMANDS = {
     "pass": "pass@N of verified samples; the word may be left out",
     "uplift": "which correct samples did training make likelier?",
@@ -244,15 +217,11 @@ def parse_args(words: list[str]) -> argparse.Namespace:
             sub.add_argument("--labels", nargs="+", help="names in place of the paths; give them last")
             sub.add_argument("--out", default="figures", help="folder for the figure and its numbers")
         if command == "uplift":
-            sub.add_argument(
-                "--before", required=True, help="checkpoint that ranks them, usually the base model"
-            )
+            sub.add_argument("--before", required=True, help="checkpoint that ranks the samples")
             sub.add_argument("--after", required=True, action="append", help="trained checkpoint, or several")
             sub.add_argument("--bins", type=number(int, 2, high=1000), default=5, help="parts of the rank")
         if command in ("uplift", "compare", "show"):
-            sub.add_argument(
-                "--micro-batch-tokens", type=number(int, 1), default=16384, help="lower: less memory"
-            )
+            sub.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
             sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
             sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     return parser.parse_args(words)

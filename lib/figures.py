@@ -31,7 +31,7 @@ class Panel:
 
 
 def styles(labels: Iterable[str]) -> dict[str, dict]:
-    """Colours in the order of the labels, then again with dashes; the base model is dark grey, a stored run light grey."""
+    """Colours in the order of the labels, then again with dashes; the base model and stored runs are grey."""
     looks, others = {}, 0
     for label in labels:
         if label.startswith(("base", "stored")):
@@ -64,7 +64,7 @@ def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
 
 
 def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
-    """Draws the panels, two in a row under one legend, and writes their numbers to a CSV file beside the figure.
+    """Draws the panels, two in a row under one legend, and writes their numbers to a CSV file beside it.
     stored: such a file of another figure, whose lines are added in grey, but for its base model's."""
     lines_of = read_csv(stored) if stored else {}
     rows = (len(parts) + 1) // 2
@@ -76,7 +76,7 @@ def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
     for ax, part in zip(axes, parts):
         for label, (x, curve) in part.lines.items():
             value, low, high = part.scale * curve[:3]
-            ax.plot(x, value, marker="o", markersize=4 if len(x) <= 12 else 2, label=label, **look[label])
+            ax.plot(x, value, marker="o", markersize=3, label=label, **look[label])
             ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
         if part.log:
             ticks = [
@@ -161,7 +161,7 @@ def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel
 
 
 def write_csv(path: str, parts: list[Panel]) -> None:
-    """A row for each point: panel, label, x, value, low, high; rates as fractions, empty where there is none."""
+    """A row a point: panel, label, x, value, low, high; rates as fractions, empty where there is none."""
     try:
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -14,8 +14,7 @@ from lib.jsonl import read_jsonl, read_verified
 
 
 def bootstrap_mean(values: Any, repeats: int = 2000, seed: int = 0) -> np.ndarray:
-    """[3, K]: mean over problems of values [problems, K], nan where there is none, and its 95 % interval from a
-    bootstrap over problems."""
+    """[3, K]: mean over problems of values [problems, K] (nan: none) and its 95 % bootstrap interval."""
     values = np.asarray(values, dtype=float)
     there, problems = ~np.isnan(values), len(values)
     if not problems:
@@ -41,8 +40,8 @@ def tactic_names(proof: str) -> tuple[str, ...]:
 
 
 def load_counts(path: str) -> dict[str, Any]:
-    """Counts of verified rows, an entry per problem. A sample is correct from reward 1 on; proofs and sequences hold
-    how often each correct text, and each sequence of tactic names, occurs. Only the distinct proofs stay in memory."""
+    """Counts of verified rows, an entry per problem; a sample is correct from reward 1 on. proofs, sequences:
+    how often each correct text, and each sequence of tactic names, occurs. Only these stay in memory."""
     problems, unverified = {}, 0
     for row in read_verified(path, "completion", "finish_reason"):
         new = {"n": 0, "truncated": 0, "correct": 0, "proofs": Counter(), "sequences": Counter()}
@@ -66,7 +65,7 @@ def load_counts(path: str) -> dict[str, Any]:
 
 
 def correct_samples(path: str) -> list[dict]:
-    """The distinct correct completions of verified rows, a problem's next to each other; distinct in token ids."""
+    """The correct completions of verified rows, distinct in token ids, a problem's next to each other."""
     distinct: dict[str, dict] = {}
     for row in read_verified(path, "prompt_ids", "completion_ids"):
         if row["reward"] is not None and row["reward"] >= 1:
@@ -90,8 +89,16 @@ def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[f
     return [float(tokens.sum()) for tokens in logprobs]
 
 
+def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
+    """{label: path}; without labels the paths themselves, short of /verified.jsonl."""
+    labels = labels or [path.rstrip("/").removesuffix(".jsonl").removesuffix("/verified") for path in paths]
+    if len(labels) != len(paths) or len(set(labels)) < len(labels):
+        fail(f"{len(paths)} inputs need as many different names, not {', '.join(labels)}; give --labels")
+    return dict(zip(labels, paths))
+
+
 def read_run(folder: str) -> tuple[str, list[str], list[str]]:
-    """(base model, verified files of the evaluations, checkpoints) of a run folder, the last two in order of steps."""
+    """(base model, verified files of the evaluations, checkpoints) of a run folder, in order of steps."""
     settings = next(read_jsonl(f"{folder}/args.json", "model"), None)
     if settings is None:
         fail(f"{folder}/args.json is empty; give a run folder of train.py")
@@ -103,7 +110,7 @@ def read_run(folder: str) -> tuple[str, list[str], list[str]]:
 
 
 def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """(base model, {name: verified file}) of the base model and of each trained one; no file if a lone run has none."""
+    """(base model, {name: verified file} of it and of each trained one; empty if a lone run has none)."""
     models, evaluations, _ = zip(*(read_run(folder) for folder in runs.values()))
     if len({os.path.realpath(model) for model in models}) > 1:
         fail(f"the runs began with {' and '.join(sorted(set(models)))}; compare runs of one base model")

@@ -1,5 +1,6 @@
-"""What training did to the base model, in words: three sentences, two examples, and the proofs of one theorem."""
+"""What training did to the base model, in words: three sentences, two examples, one theorem's proofs."""
 
+import argparse
 import os
 import sys
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lib.cli import printable
+from lib.samples import read_run, read_theorem, score
 
 
 def change(difference: np.ndarray) -> str:
@@ -19,8 +21,8 @@ def change(difference: np.ndarray) -> str:
 
 
 def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) -> str:
-    """The story of a run in three sentences. passes: the lines of pass@N and of its difference to the base model;
-    rates: uplift(...) or None; distinct: the lines (before, after) of distinct proofs and of tactic sequences."""
+    """The story of a run in three sentences. passes: lines of pass@N and its difference to the base model;
+    rates: uplift(...) or None; distinct: lines (before, after) of distinct proofs and tactic sequences."""
     rate, (Ns, difference) = 100 * passes[0][1][0], passes[1]
     told = f"- {name} proves {rate[0]:.1f} % of {problems} theorems at one try, {change(difference[:, 0])}"
     if len(Ns) > 1:
@@ -34,13 +36,16 @@ def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) 
             reading = "it favours proofs that were likely anyway, the paper's rank bias"
         if rare_low > likely_high:
             reading = "it favours rare proofs, the rank bias turned round"
-        told += f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth likelier and"
-        told += f" {rare:.0f} % of the rarest: {reading}."
+        told += (
+            f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth likelier"
+        )
+        told += f" and {rare:.0f} % of the rarest: {reading}."
     draws = distinct[0][0][0]
     if len(draws):
         before, after, coarse_before, coarse_after = (curve[0, -1] for pair in distinct for _, curve in pair)
-        told += f"\n- {draws[-1]} correct samples of a theorem hold {after:.1f} distinct proofs, {before:.1f} before;"
-        told += f" counted as sequences of tactic names {coarse_after:.1f}, {coarse_before:.1f} before."
+        told += f"\n- {draws[-1]} correct samples of a theorem hold {after:.1f} distinct proofs,"
+        told += f" {before:.1f} before; counted as sequences of tactic names {coarse_after:.1f},"
+        told += f" {coarse_before:.1f} before."
     return told
 
 
@@ -49,8 +54,8 @@ def indented(text: str) -> str:
 
 
 def examples(results: dict[str, dict], rows: list[dict], before: list[float], after: list[float]) -> str:
-    """One theorem with a proof before and after training, and a rare proof that gained. results: counts of the base model
-    and of the trained one; rows: the base model's distinct correct samples, with log-probabilities before and after."""
+    """One theorem with a proof before and after training, and a rare proof that gained. results: counts of
+    the base model and the trained one; rows: the base model's distinct correct samples, with their scores."""
     first, last = (dict(zip(c["ids"], zip(c["correct"], c["n"], c["proofs"]))) for c in results.values())
     statements = {row["id"]: row["statement"] for row in rows}
     gain = {
@@ -63,21 +68,23 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
         told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
         for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
             proof, times = proofs.most_common(1)[0]
-            told += f"\n{when}, {correct} of {n} samples are correct; {times} of them are\n\n{indented('  ' + proof)}\n"
+            told += f"\n{when}, {correct} of {n} samples are correct; {times} of them are\n\n"
+            told += indented("  " + proof) + "\n"
     groups: dict[str, list[int]] = {}
     for i in sorted(range(len(rows)), key=lambda i: -before[i]):
         groups.setdefault(rows[i]["id"], []).append(i)
     rare = [i for group in groups.values() for i in group[len(group) - len(group) // 5 :]]
     best = max(rare, key=lambda i: after[i] - before[i], default=None)
     if best is not None and after[best] > before[best]:
-        told += "\nThe proof in the rarest fifth of its theorem's that gained most, to"
-        told += f" {np.exp(after[best] - before[best]):.3g} times the probability ({np.exp(before[best]):.2g} before):\n\n"
+        gained, start = np.exp(after[best] - before[best]), np.exp(before[best])
+        told += "\nThe proof in the rarest fifth of its theorem's that gained most,"
+        told += f" to {gained:.3g} times the probability ({start:.2g} before):\n\n"
         told += indented(rows[best]["statement"]) + "\n" + indented("  " + rows[best]["completion"].strip())
     return told
 
 
 def print_proofs(title: str, rows: list[dict], before: list[float], after: list[float]) -> None:
-    """One theorem's distinct completions from one file, likeliest first; the heads in colour where the terminal has it."""
+    """One theorem's distinct completions of a file, likeliest first, in colour where the terminal has it."""
     texts = [tuple(row["completion_ids"]) for row in rows]
     times = Counter(texts)
     correct = sum(row["reward"] is not None and row["reward"] >= 1 for row in rows)
@@ -96,3 +103,13 @@ def print_proofs(title: str, rows: list[dict], before: list[float], after: list[
             color = {"proved": 32, "rejected": 31}.get(verdict, 33)  # green, red, yellow
             head = f"\033[{color}m{head}\033[0m"
         print(f"\n{head}\n{indented(row['completion'])}")
+
+
+def show(folder: str, name: str, args: argparse.Namespace) -> None:
+    """Prints a theorem's completions in every step and evaluation of a run that has them."""
+    model, _, checkpoints = read_run(folder)
+    found = read_theorem(folder, name)
+    print(printable(next(iter(found.values()))[0].get("statement", name)))
+    for place, rows in found.items():
+        before, after = score(model, rows, args), score(checkpoints[-1], rows, args)
+        print_proofs(place, rows, before, after)

@@ -587,6 +587,7 @@ def test_compare_wants_runs_that_compare(run_folders, called):
 def test_show_command(run_folders, called):
     done = called("show", run_folders / "runs/a", "t")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("theorem t : True := by\n")
     assert "step_00001: 3 samples, 2 correct, 2 distinct" in done.stdout and "\033" not in done.stdout
     assert re.search(r"proved, rank 0, advantage 0.5, log-probability (-[\d.]+) before, \1 after, 2 times\n      exact h0", done.stdout)
     assert "rejected, rank 1, advantage -0.5" in done.stdout
