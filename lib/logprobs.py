@@ -190,7 +190,7 @@ def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) ->
 
     chunks = list(zip(hidden.split(chunk), batch.targets.split(chunk)))
     if len(chunks) == 1:
-        return head_logprobs(*chunks[0])
+        return head_logprobs(*chunks[0]).clone()  # FSDP wants no view
     return torch.cat([checkpoint(head_logprobs, *part, use_reentrant=False) for part in chunks])
 
 

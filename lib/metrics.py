@@ -1,85 +1,124 @@
-"""What a step did: metrics, alarms, trackers."""
+"""What a step did: its metrics, the line it prints, alarms, trackers. The README says what each number is."""
 
 import argparse
+import contextlib
+import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+
+from tqdm import tqdm
 
 from lib.cli import fail
 
+OF_THE_UPDATE = "loss kl clip_fraction grad_norm skipped updates logprob_gap tokens".split()
+
 
 def step_metrics(step: int, rows: list[dict]) -> dict:
-    """What a step's verified rows with advantages say, as a dict for metrics.jsonl."""
+    """What a step's verified rows with advantages say; the numbers of an update are null until there is one."""
     judged = [row for row in rows if row["reward"] is not None]
-    proved = [row for row in judged if row["reward"] == 1]
+    correct = [row for row in judged if row["reward"] >= 1]
     return {
         "step": step,
-        "reward": len(proved) / max(1, len(judged)),
-        "solved": len({row["id"] for row in proved}),
+        "reward": sum(row["reward"] for row in judged) / max(1, len(judged)),
+        "solved": len({row["id"] for row in correct}),
         "groups_kept": len({row["id"] for row in rows if row["advantage"] is not None}),
         "unique": len({(row["id"], row["completion"]) for row in rows}) / len(rows),
-        "unique_proofs": len({(row["id"], row["completion"]) for row in proved}),
+        "unique_proofs": len({(row["id"], row["completion"]) for row in correct}),
         "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
         "verifier_errors": len(rows) - len(judged),
-        **dict.fromkeys(
-            ("loss", "kl", "clip_fraction", "grad_norm", "skipped", "updates", "logprob_gap", "tokens")
-        ),
-    }  # see update
-
-
-def plain(metrics: dict) -> dict:
-    """The metrics with null for NaN and infinity, which JSON does not know."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
+        **dict.fromkeys(OF_THE_UPDATE),
     }
 
 
+def step_line(m: dict) -> str:
+    """A step on one line."""
+    line = (
+        f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
+        f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  "
+    )
+    if m["updates"]:
+        line += f"clip {m['clip_fraction']:.3f}  kl {m['kl']:.4f}  grad {m['grad_norm']:.2f}  "
+        line += f"gap {m['logprob_gap']:.0e}  "
+    return line + "  ".join(f"{name[8:]} {m[name]:.1f}s" for name in m if name.startswith("seconds_"))
+
+
 def alarms(history: list[dict]) -> Iterator[str]:
-    """Sentences about what would otherwise go wrong in silence; history: the metrics rows so far."""
+    """Warnings about what would otherwise go wrong in silence; history: the metrics rows so far."""
     row = history[-1]
     if len(history) >= 3 and not any(r["groups_kept"] for r in history[-3:]):
-        yield "no group was kept for three steps: the problems are all too easy or too hard, nothing is learned"
+        yield "no group was kept for three steps: the problems are too easy or too hard, so nothing is learned"
     if row["truncated"] > 0.5:
-        yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens, and a truncated proof is a wrong one"
+        yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens; a truncated completion is wrong"
     if row["verifier_errors"]:
-        yield f"the verifier broke on {row['verifier_errors']} completions (reward null); see verified.jsonl for the messages"
+        yield (
+            f"the verifier broke on {row['verifier_errors']} completions (reward null); verified.jsonl has its"
+            " messages"
+        )
     if row["skipped"]:
         yield f"{row['skipped']} of {row['updates']} updates skipped: grad norm {row['grad_norm']:.3g} (--grad-skip)"
     if (row["logprob_gap"] or 0) > 1:
-        yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} about a token's log-probability: are their weights the same?"
+        yield (
+            f"sampler and trainer disagree by {row['logprob_gap']:.2f} about a token's log-probability: do they have"
+            " the same weights?"
+        )
 
 
-def open_log(args: argparse.Namespace) -> Callable[[dict], Any]:
+def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None]:
     """A function that sends a metrics row to --tracker."""
     try:
         if args.tracker == "wandb":
             import wandb
 
             name = os.path.basename(os.path.normpath(args.out))
-            run = wandb.init(dir=args.out, name=name, id=name, resume="allow", config=vars(args))
+            run = wandb.init(dir=args.out, name=name, id=run_id, resume="allow", config=vars(args))
             return lambda row: run.log(row, step=row["step"])
         if args.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            board = SummaryWriter(f"{args.out}/tensorboard")
-            return lambda row: [
-                board.add_scalar(name, row[name], row["step"]) for name in row if row[name] is not None
-            ]  # type: ignore
+            writer = SummaryWriter(f"{args.out}/tensorboard")
+
+            def to_tensorboard(row):
+                for name, value in row.items():
+                    if value is not None:
+                        writer.add_scalar(name, value, row["step"])
+
+            return to_tensorboard
     except ImportError:
         fail(f"--tracker {args.tracker} needs its package: pip install {args.tracker}, or leave the flag out")
     return lambda row: None
 
 
-def step_line(m: dict) -> str:
-    """One line of what a step did; the README's glossary says what each number is."""
-    line = (
-        f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
-        f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  "
-    )
-    if m["updates"]:
-        line += f"clip {m['clip_fraction']:.3f}  kl {m['kl']:.4f}  grad {m['grad_norm']:.2f}  gap {m['logprob_gap']:.0e}  "
-    return line + "  ".join(
-        f"{stage} {m[f'seconds_{stage}']:.1f}s" for stage in ("sample", "verify", "update")
-    )
+def start_report(args: argparse.Namespace, run_id: str, steps: int) -> Callable[[dict], None]:
+    """A function that records the metrics of a step: metrics.jsonl, --tracker, a line, warnings.
+
+    Cuts metrics.jsonl back to the steps of the checkpoint, since later ones are made again."""
+    path, lines, history = f"{args.out}/metrics.jsonl", [], []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="utf-8") as file:
+        for line in file:
+            if (row := json.loads(line))["step"] < steps:
+                lines.append(line)
+                history.append(row)
+    if steps and not args.resume_from and (not history or history[-1]["step"] != steps - 1):
+        fail(
+            f"{path} lacks the rows of the checkpoint's {steps} steps; restore it, or start anew with another --out"
+        )
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.writelines(lines)
+    os.replace(f"{path}.part", path)
+    log = open_tracker(args, run_id)
+
+    def report(metrics: dict) -> None:
+        row = {}
+        for name, value in metrics.items():  # JSON knows neither NaN nor infinity
+            row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        history[:] = [*history[-2:], row]
+        log(row)
+        tqdm.write(step_line(metrics))
+        for sentence in alarms(history):
+            tqdm.write(f"warning: step {metrics['step']}: {sentence}", file=sys.stderr)
+
+    return report

@@ -1,6 +1,6 @@
-"""train.py on several GPUs: one rank that speaks, FSDP2, weights gathered. Started alone, train.py goes through none of it.
+"""The processes that torchrun starts: rank 0 does all input and output, all ranks share the update (FSDP2).
 
-torchrun --nproc-per-node 8 train.py ...
+Unused without torchrun: then rank is 0 of 1, and broadcast returns what it is given.
 """
 
 import ctypes
@@ -15,57 +15,96 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.checkpoint import checkpoint
+
+from lib.cli import cause, fail
 
 
 def ranks() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) where it was not torchrun that started this one."""
+    """(rank, number of processes)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def start_ranks() -> Callable:
-    """Joins the processes that torchrun started. Returns `share`, which gives every rank what rank 0 calls it with: there the
-    others wait while rank 0 samples, for days if need be; any other exchange must be over within half an hour."""
+    """Joins the processes of torchrun. Returns broadcast(value), which gives every rank the value of rank 0.
+
+    The others wait in a broadcast while rank 0 samples, for days if need be. Any other exchange has to be over
+    within half an hour."""
     if not dist.is_torchelastic_launched():
         return lambda value: value
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: where torchrun is killed, no rank goes on alone
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(minutes=30)
-    )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
     if dist.get_rank() == 0:
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # torchrun's word that another rank died: stop Lean, say so
+        # torchrun sends SIGTERM when another rank has died: stop Lean and say so, as at Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     else:
         sys.stdout = open(os.devnull, "w")
 
-    def share(value):
+    def broadcast(value):
         box = [value]
         try:
             dist.broadcast_object_list(box, src=0, group=patient)
         except RuntimeError:
-            sys.exit(1)  # rank 0 is gone and has said why, or torchrun will
+            sys.exit(1)  # rank 0 is gone and has said why
         return box[0]
 
-    return share
+    return broadcast
+
+
+def end_in_a_sentence(main: Callable) -> None:
+    """Runs main. Ctrl-C, a full disk or a rank that died end with one sentence instead of a traceback."""
+    try:
+        main()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it once more
+        if ranks()[0] == 0:
+            print("stopped; the same command with --resume continues", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        fail(f"cannot go on ({error}); mend that, and the same command with --resume continues")
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        message = f"rank {ranks()[0]} failed ({cause(error)}); the same command with --resume continues"
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def average_gradients(model: Any) -> None:
+    """Averages the gradients over the ranks, where FSDP has not done so in backward."""
+    _, count = ranks()
+    if count == 1:
+        return
+    for weight in model.parameters():
+        if not isinstance(weight, DTensor):
+            dist.all_reduce(weight.grad)
+            weight.grad /= count
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def shard(model: Any, forward: Callable, args: Any, trained: bool = True) -> Any:
-    """FSDP2 over the transformer blocks and, as the root, over what is around them: every rank keeps its part of each weight in
-    float32 (or as loaded) and gathers a block, in bfloat16 for --dtype bfloat16, when it is its turn; gradients are averaged over
-    the ranks in float32. The root's weights come for forward(model, ...), called as
-    model.target_logprobs(...), which stands in for the model's own."""
+    """Shards a model with FSDP2: its blocks one by one, and what is around them as the root.
+
+    Every rank keeps its part of each weight as loaded (float32) and gathers a block, in bfloat16 with --dtype
+    bfloat16, when it is needed. Gradients are averaged over the ranks in float32. FSDP gathers the root's
+    weights around model.target_logprobs(...), which calls forward(model, ...) in place of model.forward."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    options: dict[str, Any] = {
-        "mesh": dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))
-    }
+    mesh = dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))
+    options: dict[str, Any] = {"mesh": mesh}
     if args.dtype == "bfloat16":
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in blocks(model):
@@ -82,28 +121,11 @@ def blocks(model: Any) -> torch.nn.ModuleList:
 
 
 def checkpoint_blocks(model: Any) -> None:
-    """Backward computes each block's activations again instead of keeping them."""
+    """Backward computes each block's activations again instead of keeping them (--gradient-checkpointing)."""
     for block in blocks(model):
         block.forward = functools.partial(
-            recomputed, block.forward, use_reentrant=False, preserve_rng_state=False
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
-
-
-def average_gradients(model: Any) -> None:
-    """Averages the gradients over the ranks, where FSDP has not done so in backward."""
-    rank, count = ranks()
-    if count == 1:
-        return
-    for weight in model.parameters():
-        if not isinstance(weight, DTensor):
-            dist.all_reduce(weight.grad)
-            weight.grad /= count
-
-
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -111,7 +133,7 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def full_state(model: Any) -> dict[str, torch.Tensor]:
-    """The whole weights on the CPU by name, in float32, on rank 0; all ranks have to call this, the others get {}."""
+    """The whole weights on the CPU by name, on rank 0; {} on the others, which have to call this too."""
     state = {}
     for name, value in model.state_dict().items():
         value = whole_tensor(value)

@@ -1,48 +1,233 @@
-"""The run folder of train.py: flags, checkpoints, resume."""
+"""The run folder of train.py: its settings, checkpoints and resume."""
 
 import argparse
+import atexit
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from transformers.utils import logging
 
-from lib.cli import cause, fail
-from lib.jsonl import cannot_write, read_jsonl
+from lib.cli import cause, fail, number
+from lib.jsonl import cannot_write
 from lib.ranks import full_state, ranks
+
+FORMAT = 2  # of args.json and trainer.pt
+FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device reference_device shard
+    gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len sleep stored_curve model problems
+    eval_problems reference""".split()  # settings that a resumed run may change; files are compared by content
+
+
+SETTINGS = {  # the paper's Table 1: (PPO epochs, beta_KL, beta_rank)
+    (1, 0.02, 0.0): "GRPO-Default",
+    (1, 0.1, 0.0): "GRPO-High-KL",
+    (2, 0.1, 0.0): "GRPO-Epochs-2",
+    (3, 0.1, 0.0): "GRPO-Epochs-3",
+    (1, 0.1, 0.25): "GRPO-Unlikeliness-1",
+    (2, 0.1, 0.25): "GRPO-Unlikeliness-2",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    count = number(int, 1)
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", help="run folder (default: runs/ and a name made of the settings)")
+    group.add_argument("--resume", action="store_true", help="continue the run in --out")
+    group.add_argument(
+        "--resume-from", help="checkpoint to continue in a new --out: weights, optimizer, step"
+    )
+    group.add_argument("--steps", type=count, default=100, help="[paper: about 600]")
+    group.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
+    group.add_argument("--keep", type=number(int, 0), default=0, help="newest checkpoints to keep; 0: all")
+    group.add_argument("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too")
+
+
+def run_name(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Such as unlikeliness-0.25_epochs-2_kl-0.1_seed-0, with whatever else is not its default."""
+    parts = [f"unlikeliness-{args.unlikeliness:g}", f"epochs-{args.ppo_epochs}", f"kl-{args.kl:g}"]
+    for name in (
+        "model",
+        "problems",
+        "reference",
+        "estimator",
+        "filter",
+        "rank_by",
+        "lr",
+        "steps",
+        "temperature",
+    ):
+        value = getattr(args, name)
+        if value != parser.get_default(name):
+            value = os.path.basename(os.path.normpath(str(value))).removesuffix(".jsonl")
+            parts.append(f"{name.replace('_', '-')}-{value}")
+    return "_".join([*parts, f"seed-{args.seed}"])
+
+
+def stored_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
+    """The CSV of GRPO-Default's pass@N in results/, where model, problems and budget are those of this run."""
+    same = (
+        "model problems eval_problems steps problems_per_step num_samples eval_samples max_new_tokens".split()
+    )
+    if any(getattr(args, name) != parser.get_default(name) for name in same):
+        return None
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.path.join(root, "results", "default-curve.csv")
+
+
+def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint: str | None) -> None:
+    """What the run is about to do."""
+    name = SETTINGS.get((args.ppo_epochs, args.kl, args.unlikeliness), "none of the paper's settings")
+    print(
+        f"{name}: unlikeliness {args.unlikeliness:g}, PPO epochs {args.ppo_epochs}, KL {args.kl:g}\n"
+        f"{args.steps} steps of {args.problems_per_step} problems x {args.num_samples} completions, out of {problems}"
+        f" problems; model {args.model} on {args.device}\n"
+        f"pass@N of {held_out} held-out problems before and after; run folder {args.out}"
+    )
+    if checkpoint:
+        print(f"resuming from {checkpoint}")
+
+
+def fingerprint(path: str | None) -> str | None:
+    """A hash of what a file or a model folder holds: names and sizes, and the text of all but the largest files."""
+    if path is None or not os.path.exists(path):
+        return path  # a name on the Hugging Face hub
+    files = (
+        [path]
+        if os.path.isfile(path)
+        else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+    )
+    digest = hashlib.sha256()
+    for name in files:
+        size = os.path.getsize(name)
+        digest.update(f"{os.path.basename(name) if len(files) > 1 else ''} {size}\n".encode())
+        if size < 2**26:
+            with open(name, "rb") as file:
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def open_run(args: argparse.Namespace) -> tuple[dict, str | None]:
+    """Makes the run folder and locks it, or checks that the run in it can be resumed with these settings.
+
+    Returns (what args.json is to hold: settings, fingerprints of model and problems, an id for trackers; the
+    checkpoint to continue, or None)."""
+    path = f"{args.out}/args.json"
+    taken = last_checkpoint(args.out) if args.advantages else os.path.exists(path)
+    if taken and not args.resume:
+        fail(
+            f"{args.out} already holds a run; add --resume to continue it, or name another folder with --out"
+        )
+    if args.resume and os.path.isdir(args.out) and os.listdir(args.out) and not os.path.exists(path):
+        fail(f"{args.out} holds no run to resume (it has no args.json); check --out, or leave out --resume")
+    if args.resume and not os.path.isdir(args.out):
+        print(f"there is no run in {args.out} yet: starting one", file=sys.stderr)
+    files = {
+        name: fingerprint(getattr(args, name)) for name in ("model", "problems", "eval_problems", "reference")
+    }
+    record = {"format": FORMAT, "run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
+    try:
+        if not os.path.isdir(args.out):
+            os.makedirs(args.out)
+            atexit.register(remove_if_empty, args.out)  # a start that fails leaves nothing behind
+        lock(args.out)
+        if args.resume and os.path.exists(path):
+            record["run_id"] = check_settings(args, path, record)
+    except OSError as error:
+        fail(f"cannot use the run folder {args.out} ({error.strerror}); name another with --out")
+    return record, last_checkpoint(args.out) or args.resume_from
+
+
+def remove_if_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def lock(folder: str) -> None:
+    """Holds the folder until this process ends, so that no two runs write into it."""
+    with contextlib.suppress(OSError):  # not every network file system knows locks
+        try:
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(
+                f"another train.py is at work in {folder}; wait for it, stop it, or name another folder with --out"
+            )
+
+
+def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
+    """The id of the run to resume. Settings that its version did not know are not compared."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
+    except (ValueError, KeyError, TypeError):
+        fail(
+            f"{path} is damaged or of an older version, so the run cannot be resumed; start anew with another --out"
+        )
+    for name, value in vars(args).items():
+        flag = name.replace("_", "-")
+        if name not in FREE and name in old_settings and old_settings[name] != value:
+            fail(
+                f"{args.out} was started with --{flag} {old_settings[name]}, not {value}; give the same settings to"
+                " resume it, or name another folder with --out"
+            )
+    for name, value in record["files"].items():
+        if name in old_files and old_files[name] != value:
+            fail(
+                f"{args.out} was started with another content of --{name.replace('_', '-')} than that of"
+                f" {getattr(args, name)}; give the same to resume it, or name another folder with --out"
+            )
+    return run_id
+
+
+# Checkpoints
+
+
+def last_checkpoint(out: str) -> str | None:
+    """The newest checkpoint folder of a run that can be resumed from, or None."""
+    folder = f"{out}/checkpoints"
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    complete = [
+        name for name in names if name.startswith("step_") and os.path.exists(f"{folder}/{name}/trainer.pt")
+    ]
+    return f"{folder}/{complete[-1]}" if complete else None
 
 
 def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's two moments of every weight by name, the tensors themselves; where there was no step yet, as AdamW makes them."""
+    """AdamW's two moments of every weight by name, the tensors themselves; zeros before the first step."""
     tensors = {}
     for name, weight in model.named_parameters():
         state = optimizer.state[weight]
         if not state:
             state["step"] = torch.zeros((), device=weight.device if optimizer.defaults["fused"] else "cpu")
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        tensors |= {f"{name}.{key}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        tensors[f"{name}.exp_avg"] = state["exp_avg"]
+        tensors[f"{name}.exp_avg_sq"] = state["exp_avg_sq"]
     return tensors
 
 
 @contextlib.contextmanager
 def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
-    """Ends the program with a sentence where that fails: on a full disk each library has an exception of its own."""
+    """Ends the program with a sentence if writing fails: on a full disk, each library raises something else."""
     try:
         yield
     except kinds as error:
         if ranks()[0] > 0:
-            sys.exit(2)  # rank 0 hears of it and says so
-        cannot_write(
-            path,
-            next(iter(error.failures.values()))[0] if isinstance(error, dcp.CheckpointException) else error,
-        )
+            sys.exit(2)  # rank 0 is told, and prints the sentence
+        if isinstance(error, dcp.CheckpointException):
+            error = next(iter(error.failures.values()))[0]
+        cannot_write(path, error)
 
 
 def save_checkpoint(
@@ -51,11 +236,14 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     steps: int,
     buffer: list[dict],
-    history: list[dict],
     args: argparse.Namespace,
 ) -> None:
-    """runs/NAME/checkpoints/step_00010: a Hugging Face folder, trainer.pt and optimizer/, under its name only when complete;
-    each rank writes its part of the moments. Older ones keep their weights and lose the rest (twice the size of the weights)."""
+    """Writes OUT/checkpoints/step_00010: a Hugging Face folder, trainer.pt, and AdamW's moments in optimizer/.
+
+    The folder gets its name when it is complete. Every rank writes its part of the moments. Older checkpoints
+    lose trainer.pt and optimizer/, which are twice the size of the weights."""
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # true of a single process
     rank, count = ranks()
     folder = f"{args.out}/checkpoints"
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
@@ -67,115 +255,58 @@ def save_checkpoint(
             model.save_pretrained(part, state_dict=weights)
             tokenizer.save_pretrained(part)
     if count > 1:
-        dist.all_reduce(torch.zeros(1))  # the folder is there
+        dist.all_reduce(torch.zeros(1))  # wait until rank 0 has made the folder
     with writing(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
         writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     if rank > 0:
         return
-    taken = int(next(iter(optimizer.state.values()))["step"])
+    adam_steps = int(next(iter(optimizer.state.values()))["step"])
+    state = {"format": FORMAT, "steps": steps, "adam_steps": adam_steps, "buffer": buffer}
     with writing(f"{part}/trainer.pt"):
-        torch.save({"optimizer": taken, "buffer": buffer, "history": history}, f"{part}/trainer.pt")
+        torch.save(state, f"{part}/trainer.pt")
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
         os.replace(part, final)
-    lighten_others(final)
+    prune_checkpoints(final, args.keep)
 
 
-def lighten_others(checkpoint: str) -> None:
-    """Takes from all other checkpoints of the run what only serves to resume."""
-    for folder in {
-        os.path.join(os.path.dirname(checkpoint), name) for name in os.listdir(os.path.dirname(checkpoint))
-    } - {checkpoint}:
-        with contextlib.suppress(OSError):
-            os.remove(f"{folder}/trainer.pt")
-        shutil.rmtree(f"{folder}/optimizer", ignore_errors=True)
+def prune_checkpoints(newest: str, keep: int) -> None:
+    """Takes from older checkpoints what only serves to resume, and deletes all but the `keep` newest (0: none)."""
+    folder = os.path.dirname(newest)
+    names = sorted(name for name in os.listdir(folder) if name.startswith("step_"))
+    for name in names:
+        if f"{folder}/{name}" != newest:
+            with contextlib.suppress(OSError):
+                os.remove(f"{folder}/{name}/trainer.pt")
+            shutil.rmtree(f"{folder}/{name}/optimizer", ignore_errors=True)
+    shutil.rmtree(f"{folder}/part", ignore_errors=True)
+    for name in names[:-keep] if keep else []:
+        shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
 
 
-def load_checkpoint(
-    checkpoint: str, model: Any, optimizer: torch.optim.Optimizer
-) -> tuple[list[dict], list[dict]]:
-    """(buffer, history) of a checkpoint whose weights the model has; the optimizer gets its moments, on any number of ranks."""
+def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """(steps done, buffer) of a checkpoint whose weights the model already has. The optimizer gets its moments,
+    on any number of ranks."""
     try:
         saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
+        steps, buffer, adam_steps = saved["steps"], saved["buffer"], saved["adam_steps"]
         reader = dcp.HuggingFaceStorageReader(f"{checkpoint}/optimizer")
-        dcp.load(
-            moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized()
-        )  # into these very tensors
+        dcp.load(moments(model, optimizer), storage_reader=reader, no_dist=not dist.is_initialized())
         for state in optimizer.state.values():
-            state["step"].fill_(saved["optimizer"])
-        return saved["buffer"], saved["history"]
-    except (Exception, dcp.CheckpointException) as error:  # a dozen kinds
+            state["step"].fill_(adam_steps)
+        return steps, buffer
+    except (Exception, dcp.CheckpointException) as error:  # torch and safetensors raise a dozen kinds
         fail(
-            f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); delete that folder: the steps' files are used again"
+            f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); it is damaged or of an older"
+            " version: delete that folder to resume from the files of the steps, or start anew with another --out"
         )
 
 
-def last_checkpoint(out: str) -> str | None:
-    """The newest checkpoint folder of a run that can be resumed from, or None."""
-    names = sorted(os.listdir(f"{out}/checkpoints")) if os.path.isdir(f"{out}/checkpoints") else []
-    names = [
-        name
-        for name in names
-        if name.startswith("step_") and os.path.exists(f"{out}/checkpoints/{name}/trainer.pt")
-    ]
-    return f"{out}/checkpoints/{names[-1]}" if names else None
-
-
-def open_run(args: argparse.Namespace) -> None:
-    """Makes the run folder, or checks that the one to be resumed was made with the same flags (args.json, written by main)."""
-    path, free = (
-        f"{args.out}/args.json",
-        (
-            "resume",
-            "steps",
-            "save_every",
-            "workers",
-            "verdicts",
-            "out",
-            "tracker",
-            "shard",
-            "reference",
-            "gradient_checkpointing",
-            "gpus",
-            "tensor_parallel",
-            "gpu_memory_utilization",
-            "max_model_len",
-            "sleep",
-        ),
-    )
-    if os.path.exists(path) and (args.advantages or not args.resume):
-        fail(
-            f"{args.out} already holds a run; {'' if args.advantages else 'add --resume to continue it or '}name another folder with --out"
-        )
-    try:
-        os.makedirs(args.out, exist_ok=True)
-        with contextlib.suppress(OSError):  # not every network file system knows locks
-            try:
-                fcntl.flock(
-                    os.open(args.out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # until this process ends
-            except BlockingIOError:
-                fail(
-                    f"another train.py is at work in {args.out}; wait for it or end it, or name another folder with --out"
-                )
-        if os.path.exists(path):
-            before = next(read_jsonl(path), {})
-            for name, value in vars(args).items():
-                if name not in free and before.get(name) != value:
-                    fail(
-                        f"{args.out} was started with --{name.replace('_', '-')} {before.get(name)}, not {value}; "
-                        "give the same flags to resume it or name another folder with --out"
-                    )
-    except OSError as error:
-        fail(f"cannot use the run folder {args.out} ({error.strerror}); name another with --out")
-
-
-def whole(path: str, count: int, key: str) -> list[dict] | None:
-    """The rows of a stage's file if it is there and whole: `count` rows, the last of them with `key`; else None."""
+def load_if_complete(path: str, count: int, key: str) -> list[dict] | None:
+    """The rows of a stage's file if all `count` are there and the last one has `key`; else None."""
     with contextlib.suppress(OSError, ValueError):
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         if len(rows) == count and key in rows[-1]:
             return rows
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     return None

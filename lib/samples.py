@@ -99,14 +99,14 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
 
 def read_run(folder: str) -> tuple[str, list[str], list[str]]:
     """(base model, verified files of the evaluations, checkpoints) of a run folder, in order of steps."""
-    settings = next(read_jsonl(f"{folder}/args.json", "model"), None)
-    if settings is None:
+    record = next(read_jsonl(f"{folder}/args.json", "settings"), None)
+    if record is None:
         fail(f"{folder}/args.json is empty; give a run folder of train.py")
     place = glob.escape(folder)
     checkpoints = sorted(glob.glob(f"{place}/checkpoints/step_*"))
     if not checkpoints:
         fail(f"{folder} has no checkpoint yet; let train.py finish")
-    return settings["model"], sorted(glob.glob(f"{place}/eval_*/verified.jsonl")), checkpoints
+    return record["settings"]["model"], sorted(glob.glob(f"{place}/eval_*/verified.jsonl")), checkpoints
 
 
 def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:

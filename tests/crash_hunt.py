@@ -271,15 +271,16 @@ def content(path, place):
     """What must be the same: JSONL without times, trainer.pt as values, a safetensors' header in any order and its bits, else the bytes."""
     if path.endswith("args.json"):
         with open(path, encoding="utf-8") as file:
-            return {key: value for key, value in json.load(file).items() if key not in ("resume", "verdicts")}
+            record = json.load(file)
+            return {key: value for key, value in record["settings"].items() if key not in ("resume", "verdicts")}, record["files"]
     if path.endswith(".jsonl"):
         with open(path, encoding="utf-8") as file:
             return [{key: value for key, value in json.loads(line).items() if not key.startswith("seconds")} for line in file]
     if path.endswith("trainer.pt"):
         import torch
         saved = torch.load(path, weights_only=True)
-        return saved["optimizer"], [[{key: value for key, value in row.items() if not key.startswith("seconds")} for row in saved[name]]
-                                    for name in ("buffer", "history")]
+        return saved["steps"], saved["adam_steps"], [
+            {key: value for key, value in row.items() if not key.startswith("seconds")} for row in saved["buffer"]]
     with open(path, "rb") as file:
         if path.endswith(".safetensors"):
             return json.loads(file.read(int.from_bytes(file.read(8), "little"))), file.read()

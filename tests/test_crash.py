@@ -53,7 +53,7 @@ class Tokenizer:
 def checkpoint(out, steps):
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    lib.run.save_checkpoint(model, Tokenizer(), optimizer, steps, [], [{"step": 0}] * steps, SimpleNamespace(out=str(out)))
+    lib.run.save_checkpoint(model, Tokenizer(), optimizer, steps, [], SimpleNamespace(out=str(out), keep=0))
 
 
 @contextlib.contextmanager
@@ -89,13 +89,14 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
     os.rename(tmp_path / "checkpoints-1/step_00001", tmp_path / "checkpoints-2/step_00001")
     os.rename(tmp_path / "checkpoints-2", tmp_path / "checkpoints")
     last = lib.run.last_checkpoint(str(tmp_path))
-    lib.run.lighten_others(last)
+    lib.run.prune_checkpoints(last, 0)
     left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
     assert left[1] == sorted([*left[0], "optimizer", "trainer.pt"]) and "model.safetensors" in left[0]
 
 
 def run_of(out, **changes):
-    return SimpleNamespace(**{"out": str(out), "advantages": None, "resume": True, **changes})
+    return SimpleNamespace(**{"out": str(out), "advantages": None, "resume": True, "resume_from": None, "model": None, "problems": None, "eval_problems": None,
+                              "reference": None, **changes})
 
 
 def test_two_runs_in_one_folder(tmp_path, capsys):
@@ -122,7 +123,7 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
     """It would write into the folder of the run that is resumed."""
     script = tmp_path / "rank.py"
-    script.write_text(f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom real.ranks import start_ranks\nstart_ranks()\n"
+    script.write_text(f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom lib.ranks import start_ranks\nstart_ranks()\n"
                       f"open({str(tmp_path)!r} + '/rank-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n", encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS="1"))

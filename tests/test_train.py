@@ -55,7 +55,7 @@ def make_rows(model, count=12, seed=1):
 
 def settings(**changes):
     return SimpleNamespace(**{**dict(temperature=1.0, micro_batch_tokens=64, dtype="float32", kl=0.1, clip=0.2, seed=0, minibatch=12,
-                                     ppo_epochs=1, grad_clip=1.0, grad_skip=20.0), **changes})
+                                     ppo_epochs=1, grad_clip=1.0, grad_skip=20.0, reference_device="device"), **changes})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -336,14 +336,14 @@ def test_alarms_speak():
 
 def test_only_a_whole_file_counts(tmp_path):
     path, rows = tmp_path / "step" / "samples.jsonl", [{"reward": 1.0, "n": n} for n in range(3)]
-    assert lib.run.whole(str(path), 3, "reward") is None
+    assert lib.run.load_if_complete(str(path), 3, "reward") is None
     lib.jsonl.write_jsonl(path, rows)
-    assert lib.run.whole(str(path), 3, "reward") == rows
-    assert lib.run.whole(str(path), 4, "reward") is None and lib.run.whole(str(path), 3, "verdict") is None
+    assert lib.run.load_if_complete(str(path), 3, "reward") == rows
+    assert lib.run.load_if_complete(str(path), 4, "reward") is None and lib.run.load_if_complete(str(path), 3, "verdict") is None
     content = path.read_bytes()
     for spoiled in (content[:-5], content[:content.rindex(b"{")], b"", content.replace(b"reward", b"rewarb")):
         path.write_bytes(spoiled)
-        assert lib.run.whole(str(path), 3, "reward") is None
+        assert lib.run.load_if_complete(str(path), 3, "reward") is None
 
 
 # The command, on a run that is tiny but real: the embedded prover, real Lean.
@@ -488,5 +488,5 @@ def test_problem_files_that_are_bad(tmp_path):
 
 def test_checkpoints_are_loaded_without_pickled_code(whole_run):
     state = torch.load(f"{whole_run[0]}/checkpoints/step_00004/trainer.pt", weights_only=True)
-    assert len(state["history"]) == 4 and set(state) == {"optimizer", "history", "buffer"}
+    assert state["steps"] == 4 and set(state) == {"format", "adam_steps", "steps", "buffer"}
     json.dumps(state["buffer"])
