@@ -33,7 +33,7 @@ import verify
 from advantage import add_advantages
 from evaluate import compare
 from lib import build, run
-from lib.cli import flags, number
+from lib.cli import fail, flags, number
 from lib.jsonl import read_verified, tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, micro_batches_per_rank, token_logprobs
 from lib.metrics import start_report, step_metrics

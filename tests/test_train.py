@@ -337,6 +337,7 @@ def test_alarms_speak():
 def test_only_a_whole_file_counts(tmp_path):
     path, rows = tmp_path / "step" / "samples.jsonl", [{"reward": 1.0, "n": n} for n in range(3)]
     assert lib.run.load_if_complete(str(path), 3, "reward") is None
+    path.parent.mkdir()
     lib.jsonl.write_jsonl(path, rows)
     assert lib.run.load_if_complete(str(path), 3, "reward") == rows
     assert lib.run.load_if_complete(str(path), 4, "reward") is None and lib.run.load_if_complete(str(path), 3, "verdict") is None
