@@ -136,7 +136,7 @@ def pass_table(results: dict[str, dict]) -> str:
     pairs = [(label, first) for first in labels[:2] for label in labels[labels.index(first) + 1 :]]
     columns = [["points [95 % interval]", *(f"pass@{N}" for N in Ns), "problems in common"]]
     for label, first in pairs:
-        difference = cells(pass_curve(results[label], Ns, results[first])[1], len(Ns), "+")
+        difference = cells(pass_curve(results[label], Ns, results[first])[1], len(Ns), "+.1f")
         common = set(results[label]["ids"]) & set(results[first]["ids"])
         columns.append([f"{label} - {first}", *difference, len(common)])
     if pairs:

@@ -170,7 +170,8 @@ def write_csv(path: str, parts: list[Panel]) -> None:
                 for label, (x, curve) in part.lines.items():
                     for place, point in zip(x, curve[:3].T):
                         numbers = ["" if np.isnan(number) else f"{number:.6g}" for number in point]
-                        writer.writerow([part.title, label, f"{place:.6g}", *numbers])
+                        name = place if isinstance(place, str) else f"{place:.6g}"
+                        writer.writerow([part.title, label, name, *numbers])
     except OSError as error:
         cannot_write(path, error)
 
@@ -188,11 +189,11 @@ def read_csv(path: str) -> dict[str, dict[str, Line]]:
     }
 
 
-def cells(curve: np.ndarray, length: int, sign: str = "", scale: float = 100) -> list[str]:
+def cells(curve: np.ndarray, length: int, form: str = ".1f", scale: float = 100) -> list[str]:
     """The cells of a [3, K] array, "value [low, high]"; "-" where there is none, and up to the length."""
     texts = [
-        "-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-        for m, low, high in scale * curve[:3].T
+        "-" if np.isnan(value) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+        for value, low, high in scale * curve[:3].T
     ]
     return texts + ["-"] * (length - len(texts))
 
