@@ -82,6 +82,79 @@ def test_pass_at_n_of_seeds_side_by_side(tmp_path):
     assert np.allclose(values[:, 0], [[1 / 4, 1 / 2, 1], [1 / 2, 5 / 6, 1]]) and not values[:, 1].any()
 
 
+def test_numbers_of_the_training_are_of_all_seeds(tmp_path):
+    for seed, values in enumerate(([1, None, 3], [None, 4, 8])):
+        (tmp_path / f"{seed}").mkdir()
+        (tmp_path / f"{seed}/metrics.jsonl").write_text("".join(json.dumps({"step": 0, "kl": value}) + "\n" for value in values))
+    runs = [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert report.metric(runs, "kl", slice(None), np.mean, 1) == [4, 2, 6]  # (1 + 3) / 2 and (4 + 8) / 2
+    assert report.metric(runs, "kl", slice(None), np.sum, 10) == [80, 40, 120]
+    assert report.metric(runs, "kl", slice(-1, None), np.mean, 1) == [5.5, 3, 8]
+
+
+def test_a_table_by_hand():
+    lines = {"a": ([1, 2], np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]])), "b": ([1], np.array([[0.1], [0.0], [0.2]]))}
+    assert report.table(report.Panel("t", "points", lines, log=True)).split("\n") == [
+        "| points |                    a |                   b |",
+        "| ------ | -------------------: | ------------------: |",
+        "| pass@1 | +50.0 [+40.0, +60.0] | +10.0 [+0.0, +20.0] |",
+        "| pass@2 | +25.0 [+20.0, +30.0] |                   - |"]
+
+
+def samples(path, correct, n=4):
+    """A verified file: so many correct of n samples of each problem, all alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [dict(id=name, statement=f"theorem {name} : True := by", sample=k, reward=float(k < c), completion=f"\n  exact h{k}", prompt_ids=[1, 158],
+                 completion_ids=[4, 33 + k, 2], finish_reason="stop") for name, c in correct.items() for k in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_each_n_has_its_own_best_temperature(tmp_path):
+    tuning = {"0.8": dict(a=4, b=0), "1.0": dict(a=1, b=1), "1.25": dict(a=0, b=1), "1.5": dict(a=0, b=0)}
+    held_out = {"0.8": dict(c=1), "1.0": dict(c=2), "1.25": dict(c=4), "1.5": dict(c=4)}
+    for T in tuning:
+        samples(tmp_path / f"base/tune-{T}/verified.jsonl", tuning[T])
+        samples(tmp_path / f"base/val-{T}/verified.jsonl", held_out[T])
+    values, which = report.at_best_temperature(str(tmp_path), "base")
+    # tuning at N = 1, 2, 4: 0.8 gives 1/2, 1/2, 1/2 and 1.0 gives 1/4, 1/2, 1; the lower one of equals
+    assert which == [0.8, 0.8, 1.0]
+    assert values[0, 0].tolist() == [1 / 4, 1 / 2, 1]  # c: 1 of 4, 1 of 4, 2 of 4
+
+
+def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "runs"
+    samples(folder / "base/verified.jsonl", dict(p=1, q=0))
+    samples(folder / "base-train/verified.jsonl", dict(t=3, u=2))
+    for k, name in enumerate([*report.SETTINGS, "beta-0.1", "beta-0.5", "beta-1", "token-mean", "new"]):
+        run = folder / f"{name}-seed0"
+        (run / "checkpoints").mkdir(parents=True)
+        for step in (1, 2):
+            (run / f"checkpoints/step_{step:05d}").symlink_to(f"{ROOT}/toy/base")
+        samples(run / "val-1/verified.jsonl", dict(p=1, q=1))
+        if name in report.SETTINGS or name == "new":
+            samples(run / "val-2/verified.jsonl", dict(p=2, q=k % 3))
+        rows = [dict(step=s, reward=0.5, unique=0.75, kl=0.002, clip_fraction=0.0, updates=2, solved=1, unique_proofs=7) for s in range(2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for run in ("base", "default-seed0"):
+        for T in report.TEMPERATURES:
+            for part in ("tune", "val"):
+                samples(folder / f"{run}/{part}-{T}/verified.jsonl", dict(p=1, q=3))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("<!-- to-base -->\n<!-- end -->\n<!-- training -->\n<!-- end -->\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(out)])
+    report.main()
+    told, page = capsys.readouterr().out, (out / "README.md").read_text()
+    assert "epochs-2 - high-kl" in told and "0.80 to 1.00" in told and " new |" in told and "temperature-chosen" in told
+    lines = {line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]] for line in page.split("\n") if line.startswith("|")}
+    assert lines["pass@1"] == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]  # 1 of 8 before; 2 + 0, 1 or 2 of 8
+    assert lines["optimizer steps"][0] == "4.0" and lines["KL a token, last 10, thousandths"][0] == "2.0"
+    numbers = (out / "tables.csv").read_text()
+    assert "to-base,high-kl,1,0.25," in numbers and "ablation,beta-1,1,0.125," in numbers and "temperature-to-base,default,1,0,0,0" in numbers
+    for name in ("pass_at_n", "uplift", "curves"):
+        assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
+
+
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("above\n<!-- one -->\nold\nlines\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nbelow\n")
