@@ -267,3 +267,49 @@ def test_command(tmp_path):
     command = [sys.executable, os.path.join(ROOT, "tools", "problems.py"), source, "--out", tmp_path / "out.jsonl"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0 and not result.stderr and "1 rows, 1 problems" in result.stdout
+
+
+# ---- statements that do not say what was meant ----
+
+
+def remark(statement, **keys):
+    """What is said of one statement, or None."""
+    problems_found, report = problems.convert([("f", 1, {"formal_statement": statement})], **keys)
+    assert len(problems_found) + len([entry for entry in report if not entry["kept"]]) == 1
+    return report[0]["reason"] if report else None
+
+
+@pytest.mark.parametrize("index, rest", [
+    ("k", "(n : ℕ) : (∏ k in Icc 1 n, 1 + (1 : ℝ) / 2 ^ k) < 3"), ("k", "(a d : ℝ) (h : (∑ k in range 5, a + k * d) = 70) : a = 42"),
+    ("k", ": (∏ k ∈ range 7, 2 ^ k + 3 ^ k) = 3"), ("i", "(x y : ℕ → ℕ) (h : ∑ i in range 5, x i ≥ y i) : y 0 ≤ 9"),
+    ("k", "(s : ℝ) : ∃ c, ∑ k in range 9, c - (k : ℝ) = s"), ("i", ": ∑ i, ∑ j, f i j - f j i = 0"), ("x", "(a : ℕ) : |∑ x in range a, 2 * x + 1 + x| ≤ 3"),
+    ("k", ": {n : ℕ | (∑ k in range n, 1 + k) = 3} = {2}"), ("k", "(h : ∀ n, (∑ k in range n, n + k) = f n) : f 2 = 1")])
+def test_an_index_that_leaves_its_sum(index, rest):
+    reason = f"an index leaves its sum or product, put the body in brackets: {index}"
+    assert remark(f"theorem a {rest} := by") == reason
+    assert problems.convert([("f", 1, {"formal_statement": f"theorem a {rest} := by"})], drop_defective=True)[0] == []
+
+
+@pytest.mark.parametrize("rest", [
+    "(n : ℕ) : (∏ k in Icc 1 n, (1 + (1 : ℝ) / 2 ^ k)) < 3", "(n k : ℕ) : ∑ k in range n, k + k = 3", "(n : ℕ) : (∑ k in range n, 2 * k) + 1 = n",
+    "(n : ℕ) : ∑ k in range n, k = ∑ k in range n, k + 1", "(x : ℕ → ℝ) : ∑ i in range 9, |x i - 1| ≤ 3 ∧ ∑ i in range 9, ‖x i + 1‖ ≤ ⌊x 2⌋",
+    "(x : ℕ → ℝ) : (∑ i, x i) ^ 2 ≤ 3 * ∑ i, x i ^ 2 ∧ ∀ i, x i ≤ 3 ∧ 2 = x i", "(n : ℕ) : ∑ i, (∏ j, if j ≠ i then x j else 0) ≤ 1",
+    "(S : Finset ℕ) (h : ∀ n, n ∈ S ↔ ∃ m, (∑ p in m.divisors, p) = n) : ∑ k in S, k = ∑ k in S, k", "(n : ℕ) : ∑ k in {k ∈ range n | 2 < k}, f k = 3",
+    "(n : ℕ) : ∑ i in range n, ∏ j in range i, (i + j) = ∑ x : Fin n, (fun j => j + x) 3", "(f : ℕ → ℕ) (h : f = fun k => ∑ i in range k, i + k) : f 0 = 0"])
+def test_an_index_that_stays(rest):
+    assert remark(f"theorem a {rest} := by") is None
+
+
+def test_defective_statements_are_kept_unless_asked(tmp_path, monkeypatch, capsys):
+    escaped = {"id": "e", "statement": "theorem e : (∏ k in range 7, 2 ^ k + 3 ^ k) = 3 := by"}
+    known = {"id": "mathd_algebra_314", "statement": "theorem mathd_algebra_314 (n : ℕ) : (1 / 4) ^ (n + 1) = 1 / 4 := by"}
+    source, out = write(tmp_path / "in.json", [escaped, known, OWN]), tmp_path / "out.jsonl"
+    assert run(monkeypatch, source, "--out", out) == 0 and rows_of(out) == [escaped, known, OWN]
+    printed = capsys.readouterr().out
+    assert "  1 kept, an index leaves its sum or product, put the body in brackets: e" in printed
+    assert "  1 kept, known to be defective: mathd_algebra_314" in printed and "row by row" in printed
+    assert run(monkeypatch, source, "--drop-defective", "--out", out) == 0 and rows_of(out) == [OWN]
+    assert "  1 left out, known to be defective: mathd_algebra_314" in capsys.readouterr().out
+    assert [entry["kept"] for entry in rows_of(tmp_path / "out.skipped.jsonl")] == [False, False]
+    assert run(monkeypatch, write(tmp_path / "in.json", [OWN]), "--out", out) == 0
+    assert capsys.readouterr().out == f"1 rows, 1 problems in {out}\n"
