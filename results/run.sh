@@ -100,4 +100,3 @@ if [[ ! " $PARTS " =~ " ablation " ]]; then export SHORT=0; fi
 for part in $PARTS; do "$part"; done | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 
 python results/report.py "$OUT" --out "$REPORT"
-python results/mechanism.py --out "$REPORT"
