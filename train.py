@@ -35,6 +35,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 import advantage
+import sample
 import verify
 from evaluate import compare
 from lib.cli import cause, fail, flags, number
@@ -60,8 +61,8 @@ from lib.ranks import (
     whole_tensor,
 )
 from lib.run import last_checkpoint, lighten_others, load_checkpoint, open_run, save_checkpoint, whole
-from lib.vllm_engine import rest, start_engines, sync, vllm_rows
-from sample import add_engine_flags, choose_engine, encode, read_problems, sample_rows
+from lib.vllm_engine import sleep_engines, start_engines, sync_weights
+from sample import read_problems
 from verify import start_verifier, verify_stream
 
 EVALUATION = 999_999  # stands for the step in an evaluation's sampler seed
@@ -193,23 +194,18 @@ def sample_and_verify(
         write_jsonl(f"{folder}/problems.jsonl", problems)
 
     def sampling():
-        options = dict(
-            temperature=args.temperature,
-            seed=seed,
-            max_new_tokens=args.max_new_tokens,
-            template=args.template,
-            progress=progress,
-            model_name=f"{args.out}@{os.path.basename(folder)}",
-        )
-        if engines:
-            yield from vllm_rows(
-                engines, model, tokenizer, problems, num_samples, limit=args.max_model_len, **options
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            yield from sample.sample_rows(
+                model,
+                tokenizer,
+                problems,
+                num_samples,
+                args,
+                seed=seed,
+                model_name=f"{args.out}@{os.path.basename(folder)}",
+                engines=engines,
+                progress=progress,
             )
-        else:
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-                yield from sample_rows(
-                    model, tokenizer, problems, num_samples, batch_tokens=args.batch_tokens, **options
-                )
         sampled.append(time.time())
 
     rows = whole(f"{folder}/verified.jsonl", count, "reward")
@@ -240,22 +236,12 @@ def parse_args() -> argparse.Namespace:
     count, positive, share = number(int, 1), number(float, 0, exclusive=True), number(float, 0)
     here = os.path.dirname(os.path.abspath(__file__))
     # what is trained on what
-    parser.add_argument(
-        "--model",
-        default=f"{here}/toy/base",
-        help="Hugging Face folder or name (default: the embedded prover)",
-    )
-    parser.add_argument(
-        "--problems", default=f"{here}/toy/train.jsonl", help="training problems (see sample.py for formats)"
-    )
-    parser.add_argument(
-        "--template", choices=["bare", "deepseek"], default="bare", help="prompt of sample.py"
-    )
     parser.add_argument("--out", help="run folder (default: runs/ and a name made of the settings)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --out where it was interrupted"
     )
     parser.add_argument("--advantages", help="make one update on the rows of this file, and nothing else")
+    sample.add_flags(parser)
     # the algorithm (paper, Table 1)
     advantage.add_flags(parser)
     parser.add_argument(
@@ -270,7 +256,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clip", type=positive, default=0.2, help="PPO clip epsilon")
     parser.add_argument("--steps", type=count, default=100, help="sampling steps")
     parser.add_argument("--problems-per-step", type=count, default=16, help="problems sampled a step, B")
-    parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
     parser.add_argument(
         "--train-batch",
         type=count,
@@ -288,12 +273,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm")
     parser.add_argument(
         "--grad-skip", type=positive, default=20.0, help="an update with a larger gradient norm is skipped"
-    )
-    parser.add_argument(
-        "--temperature", type=positive, default=1.0, help="of sampling and of the trained distribution"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=count, default=200, help="completion length limit (paper: 512)"
     )
     # evaluation and checkpoints
     parser.add_argument("--eval-problems", default=f"{here}/toy/val.jsonl", help="held-out problems")
@@ -313,16 +292,7 @@ def parse_args() -> argparse.Namespace:
     # the machine
     verify.add_flags(parser)
     parser.add_argument(
-        "--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch"
-    )
-    parser.add_argument(
         "--micro-batch-tokens", type=count, default=2048, help="update: padded tokens a forward pass"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="of the computation; weights are float32",
     )
     parser.add_argument(
         "--gradient-checkpointing",
@@ -345,17 +315,10 @@ def parse_args() -> argparse.Namespace:
         "--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too; needs that package"
     )
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
-    )
-    parser.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of data order, samples and mini-batches"
-    )
-    add_engine_flags(parser)
-    parser.add_argument(
         "--sleep", action="store_true", help="vllm: gives its memory back for the time of an update"
     )
     args = parser.parse_args()
-    args.engine = choose_engine(args)
+    sample.settle_flags(args)
     shaping = vars(advantage.options())
     if args.advantages and (not args.out or any(vars(args)[name] != shaping[name] for name in shaping)):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in shaping)
@@ -400,14 +363,7 @@ def main():
             weights=not (sharded and engines),
         )
         if not args.advantages:  # a prompt that is too long is told of now, not when its step comes
-            encode(
-                sampler,
-                tokenizer,
-                problems + held_out,
-                args.template,
-                args.max_new_tokens,
-                args.max_model_len,
-            )
+            sample.encode_prompts(sampler, tokenizer, problems + held_out, args)
     args, checkpoint = share((args, checkpoint))
     sharded = (
         dist.is_initialized() and args.shard == "fsdp"
@@ -529,11 +485,11 @@ def main():
         start, updated = time.time(), {}
         if full := share(buffer if len(buffer) >= args.train_batch else []):
             if engines and args.sleep:
-                rest(engines)
+                sleep_engines(engines)
             updated, buffer = update(model, reference, optimizer, full, args, step), []
             weights = full_state(model) if sharded else None
             if engines:
-                sync(engines, model, args.dtype, weights)
+                sync_weights(engines, model, args.dtype, weights)
             elif sharded and rank == 0:
                 sampler.load_state_dict(weights)
         if rank == 0:
