@@ -87,9 +87,7 @@ def encode_prompts(
     for problem, prompt in zip(problems, prompts):
         name = f"problem {problem['id']}"
         if not prompt or max(prompt) >= model.config.vocab_size:
-            fail(
-                f"{name}: the tokenizer makes ids that the model does not know; give the model's own"
-            )
+            fail(f"{name}: the tokenizer makes ids that the model does not know; give the model's own")
         if limit and len(prompt) + args.max_new_tokens > limit:
             size = f"its {len(prompt)} tokens and {args.max_new_tokens} new ones"
             fail(f"{name}: {size} pass the model's limit of {limit}; lower --max-new-tokens or leave it out")
