@@ -223,7 +223,9 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         if command in ("uplift", "compare", "show"):
             sub.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
             sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-            sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+            sub.add_argument(
+                "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
+            )
     return parser.parse_args(words)
 
 

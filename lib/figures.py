@@ -155,7 +155,7 @@ def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel
         reached = by_rank[3] >= min(10, by_rank[3].max())
         relative[label] = (np.arange(by_bin.shape[1]) + 0.5) / by_bin.shape[1], by_bin
         absolute[label] = np.arange(reached.sum()), by_rank[:, reached]
-    title = "proofs made likelier"
+    title = "the base model's proofs made likelier"
     by_rank = Panel(f"{title}, by rank", "rank (0 = the problem's likeliest proof)", absolute)
     return [Panel(title, "relative rank (0 likeliest, 1 rarest)", relative), by_rank]
 

@@ -135,7 +135,9 @@ def main():
     parser.add_argument("--out", default="results", help="folder of the figures and of the README.md to fill")
     parser.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
+    )
     args = parser.parse_args()
     folder = args.folder
     if missing := [name for name in SETTINGS if not seeds_of(folder, name)]:

@@ -562,7 +562,7 @@ def test_compare_command(run_folders, called):
     numbers = figures.read_csv(str(run_folders / "figures/compare.csv"))
     assert numbers["pass@N"]["a"][1][0].tolist() == [0.625, 0.75, 0.875, 1.0]  # q: 1/4, 1/2, 3/4, 1
     assert numbers["distinct proofs"]["base"][0].tolist() == [1]  # a problem with one correct sample is in it
-    assert list(numbers) == ["pass@N", "pass@N above base", "proofs made likelier", "distinct proofs", "distinct sequences of tactic names",
+    assert list(numbers) == ["pass@N", "pass@N above base", "the base model's proofs made likelier", "distinct proofs", "distinct sequences of tactic names",
                              "reward, mean of all samples", "share of distinct completions", "KL to the base model, per token"]
 
 
