@@ -223,33 +223,46 @@ def forbidden(completion: str) -> str | None:
 
 
 @functools.lru_cache(1000)
-def theorem_name(statement: str) -> str:
-    """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
-    if not re.search(r":=\s*by\s*\Z", statement):
+def theorem_place(statement: str) -> tuple[int, str]:
+    """Where the name of the statement's last theorem begins, and that name.
+
+    ValueError says what is wrong with the statement."""
+    position, words = 0, []
+    for kind, word, _ in scan(statement):
+        if kind != "space":
+            words.append((position, kind, word))
+        position += len(word)
+    if [word for _, _, word in words[-3:]] != [":", "=", "by"]:  # no comment follows, nor is this one
         raise ValueError("it does not end in ':= by'")
-    words = list(tokens(statement))
+    words = [word for word in words if word[1] != "comment"]
     pairs = list(zip(words, words[1:]))
-    if any(word == "@" and following == "[" for (_, word, _), (_, following, _) in pairs):
+    if any(word == "@" and following == "[" for (_, _, word), (_, _, following) in pairs):
         raise ValueError("it carries an attribute; take that off")  # by @[simp] its copies would be used
-    for (_, word, _), (kind, name, _) in reversed(pairs):
+    for (_, _, word), (start, kind, name) in reversed(pairs):
         if word in ("theorem", "lemma") and kind == "name":
-            return name
+            return start, name
     raise ValueError("it holds no named theorem")
 
 
+def theorem_name(statement: str) -> str:
+    """The name of the statement's last theorem; ValueError as in theorem_place."""
+    return theorem_place(statement)[1]
+
+
+@functools.lru_cache(1000)
 def single_theorem(statement: str) -> bool:
     """Whether the statement is surely one plain theorem, which leaves nothing in the file but its name.
 
     False where in doubt: a second command, a modifier, an attribute, brackets that do not balance, a quoted
     name, another `:=` outside brackets, anything that forbidden() would not take from a proof."""
     try:
-        theorem_name(statement)
+        theorem_name(statement)  # it has one, and ends in ':= by'
         words = list(tokens(statement))
     except ValueError:
         return False
     head = words[1:] if words and words[0][1] == "/--" else words  # a doc comment
     texts = [word for _, word, _ in head]
-    if texts[:1] not in (["theorem"], ["lemma"]) or texts[-3:] != [":", "=", "by"] or "/--" in texts:
+    if texts[:1] not in (["theorem"], ["lemma"]) or "/--" in texts or "/-!" in statement:
         return False
     name = texts[1]
     if head[1][0] != "name" or "«" in name or name.startswith("_root_"):

@@ -270,12 +270,20 @@ NOT_PLAIN = [
     "theorem t : True -- := by", "theorem t : True := by -- so", "theorem t : \"a := by", "/-! x -/ /-- y -/ theorem t : True := by",
     "theorem end : True := by", "theorem t : True\n  @[simp] := by", "theorem t : let x := 1; x = 1 := by", "", "theorem", "theorem t",
     "theorem t : (by run_tac x) := by", "theorem t : (panic! \"x\") := by", "variable (p : Prop) theorem t : p → p := by", "}theorem t : True := by",
-    "theorem t : True := by\n/-- theorem u : True := by", "/-- end -/ end theorem t : True := by", "alias a := b theorem t : True := by"]
+    "theorem t : True := by\n/-- theorem u : True := by", "/-- end -/ end theorem t : True := by", "alias a := b theorem t : True := by", "theorem t : True := by\n-- := by", "theorem t : True := by\n/- := by -/", "/-! x -/ theorem t : True := by",
+    "theorem t : True -- x\n:=by --:= by"]
 
 
 def test_a_plain_theorem_is_told_from_all_else():
     assert [statement for statement in PLAIN if not lib.lexer.single_theorem(statement)] == []
     assert [statement for statement in NOT_PLAIN if lib.lexer.single_theorem(statement)] == []
+
+
+@pytest.mark.parametrize("statement", ["theorem t : True := by\n-- := by", "theorem t : True := by /- := by -/", "theorem t : True -- := by"])
+def test_a_statement_ends_in_code(statement):
+    """After `-- := by` the completion would begin in a comment, and `/-` there would be none."""
+    with pytest.raises(ValueError, match="does not end in ':= by'"):
+        lib.lexer.theorem_name(statement)
 
 
 @needs_lean
