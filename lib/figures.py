@@ -190,11 +190,11 @@ def read_csv(path: str) -> dict[str, dict[str, Line]]:
 
 
 def cells(curve: np.ndarray, length: int, form: str = ".1f", scale: float = 100) -> list[str]:
-    """The cells of a [3, K] array, "value [low, high]"; "-" where there is none, and up to the length."""
-    texts = [
-        "-" if np.isnan(value) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
-        for value, low, high in scale * curve[:3].T
-    ]
+    """The cells of a [3, K] array: value [low, high], or the value alone; "-" if none, and up to the length."""
+    texts = []
+    for value, low, high in scale * curve[:3].T:
+        interval = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+        texts.append("-" if np.isnan(value) else f"{value:{form}}{interval}")
     return texts + ["-"] * (length - len(texts))
 
 

@@ -45,7 +45,13 @@ def load_counts(path: str) -> dict[str, Any]:
     problems, unverified = {}, 0
     for row in read_verified(path, "completion", "finish_reason"):
         if row["id"] not in problems:
-            new: dict[str, Any] = {"n": 0, "truncated": 0, "correct": 0, "proofs": Counter(), "sequences": Counter()}
+            new: dict[str, Any] = {
+                "n": 0,
+                "truncated": 0,
+                "correct": 0,
+                "proofs": Counter(),
+                "sequences": Counter(),
+            }
             problems[row["id"]] = new
         problem = problems[row["id"]]
         if row["reward"] is None:

@@ -2,10 +2,10 @@
 
     python results/report.py runs/results --out results
 
-Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val-STEPS/verified.jsonl, and, if they are there, tune-T
-and val-T, the samples at temperature T. Fills the tables between the marks of README.md, draws pass_at_n.png,
-uplift.png and curves.png, and writes tables.csv and a CSV file beside each figure. Intervals are 95 % of a
-bootstrap that draws seeds and problems anew, in the table of the training the lowest and the highest seed.
+Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, short/verified.jsonl (the ablation),
+tune-T and val-T (samples at temperature T), the last three where they are there. Fills the tables between the
+marks of README.md, draws pass_at_n.png, uplift.png and curves.png, and writes tables.csv and a CSV file beside
+each figure. Intervals are 95 % of a bootstrap that draws seeds and problems anew.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import numpy as np
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 from evaluate import pass_at_n, uplift
-from lib.cli import fail, flags, number
-from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, uplift_table, write_csv
+from lib.cli import fail, flags
+from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, write_csv
 from lib.jsonl import read_jsonl
 from lib.samples import correct_samples, load_counts, score
 
@@ -30,7 +30,7 @@ MATCHED = ["high-kl - default", "epochs-2 - high-kl", "epochs-3 - epochs-2"]
 MATCHED += ["unlikeliness-1 - high-kl", "unlikeliness-2 - epochs-2"]
 ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "token-mean"]  # beta_rank 0 to 1
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-TEMPERATURES = ["0.8", "1.0", "1.25", "1.5"]
+TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
 TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken of them, unit
     "optimizer steps": ("updates", slice(None), np.sum, 1),
     "problems solved a step": ("solved", slice(None), np.mean, 1),
@@ -43,8 +43,8 @@ TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken
 
 
 def seeds_of(folder: str, name: str) -> list[str]:
-    """The run folders of a setting, one a seed."""
-    return [f"{folder}/base/"] if name == "base" else sorted(glob.glob(f"{folder}/{name}-seed*/"))
+    """The run folders of a setting, one a seed; the base model has one."""
+    return [f"{folder}/base"] if name == "base" else sorted(glob.glob(f"{folder}/{name}-seed*"))
 
 
 def passes(paths: list) -> np.ndarray:
@@ -56,12 +56,36 @@ def passes(paths: list) -> np.ndarray:
     return np.stack([[pass_at_n(c["n"], c["correct"], N) for N in Ns] for c in counts]).transpose(0, 2, 1)
 
 
+def sampled(folder: str, name: str, part: str) -> np.ndarray:
+    """passes() of a setting; a seed that has no such samples yet is left out."""
+    paths = [f"{run}/{part}/verified.jsonl" for run in seeds_of(folder, name)]
+    paths = [path for path in paths if os.path.exists(path)]
+    return passes(paths) if paths else fail(f"{folder} has no {part} of {name}; let results/run.sh finish")
+
+
 def interval(values: np.ndarray, repeats: int = 4000) -> np.ndarray:
     """[3, K]: mean of values [S, P, K] and its 95 % interval from resampling seeds and problems."""
     rng, (S, P, _) = np.random.default_rng(0), values.shape
     seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), repeats) / n for n in (S, P))  # [R, S], [R, P]
     means = np.stack([(seeds @ values[:, :, k] * problems).sum(1) for k in range(values.shape[2])], axis=1)
     return np.stack([values.mean((0, 1)), *np.quantile(means, [0.025, 0.975], axis=0)])
+
+
+def pass_panel(title: str, head: str, rates: dict[str, np.ndarray]) -> Panel:
+    """Lines of pass@N, or of its differences, from {label: [S, P, Ns]}."""
+    return Panel(
+        title, head, {label: (NS[: v.shape[2]], interval(v)) for label, v in rates.items()}, log=True
+    )
+
+
+def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]) -> Panel:
+    """Lines of the differences "a - b", over the same problems."""
+    differences = {}
+    for pair in pairs:
+        a, b = (rates[name] for name in pair.split(" - "))
+        K = min(a.shape[2], b.shape[2])
+        differences[pair] = a[:, :, :K] - b[:, :, :K]
+    return pass_panel(title, f"{head}, points [95 %]", differences)
 
 
 def metric(runs: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
@@ -73,47 +97,54 @@ def metric(runs: list[str], key: str, steps: slice, reduce: Any, unit: float) ->
     return [np.mean(seeds), min(seeds), max(seeds)]
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    K = min(a.shape[2], b.shape[2])
-    return a[:, :, :K] - b[:, :, :K]
+def uplifts(folder: str, names: list[str], which: int) -> dict[str, Any]:
+    """{setting: uplift(...)} of the base model's correct training samples at one checkpoint of each seed."""
+    args = argparse.Namespace(dtype="float32", device="auto", micro_batch_tokens=16384)
+    rows = correct_samples(f"{folder}/base-train/verified.jsonl")
+    before, rates = score(f"{HERE}/toy/base", rows, args), {}
+    for name in names:
+        checkpoints = [
+            sorted(glob.glob(f"{run}/checkpoints/step_*"))[which] for run in seeds_of(folder, name)
+        ]
+        after = [score(path, rows, args) for path in checkpoints]  # [S, n]
+        rates[name] = uplift([row["id"] for row in rows], before, after)
+    return rates
 
 
-def pass_panel(name: str, head: str, values: dict[str, np.ndarray]) -> Panel:
-    """Lines of pass@N, or of its differences, from {label: [S, P, Ns]}."""
-    return Panel(
-        name, head, {label: (NS[: v.shape[2]], interval(v)) for label, v in values.items()}, log=True
-    )
+def uplift_panel(title: str, rates: dict[str, Any]) -> Panel:
+    fifths = ["0.0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1.0"]
+    lines = {name: (fifths, by_bin) for name, (by_bin, _) in rates.items()}
+    return Panel(title, "relative rank; % likelier [95 %]", lines)
+
+
+def at_best_temperature(folder: str, name: str) -> tuple[np.ndarray, list[float]]:
+    """pass@N [S, P, Ns] of a setting, for each N at its best temperature on the tuning problems, and which."""
+    tune, val = ([sampled(folder, name, f"{part}-{T}") for T in TEMPERATURES] for part in ("tune", "val"))
+    K = min(values.shape[2] for values in tune + val)
+    best = np.argmax([values[:, :, :K].mean((0, 1)) for values in tune], axis=0)  # [K]
+    return np.stack([val[t][:, :, k] for k, t in enumerate(best)], axis=2), [TEMPERATURES[t] for t in best]
+
+
+def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
+    found = {name: at_best_temperature(folder, name) for name in names}
+    rates = {name: rate for name, (rate, _) in found.items()}
+    chosen = {
+        name: (NS[: len(which)], np.array([which, [np.nan] * len(which), [np.nan] * len(which)]))
+        for name, (_, which) in found.items()
+    }
+    return [
+        pass_panel("temperature", "%, each at its best temperature", rates),
+        paired("temperature-pairs", "at their best", rates, [f"{name} - base" for name in names[1:]]),
+        Panel("temperature-chosen", "temperature", chosen, log=True, scale=1),
+    ]
 
 
 def table(panel: Panel) -> str:
     """A row for each x and a column for each line."""
     rows = max((x for x, _ in panel.lines.values()), key=len)
-    form = "+.1f" if panel.xlabel.startswith("points") else ".1f"
+    form = "+.1f" if "points" in panel.xlabel else ".2f" if panel.xlabel == "temperature" else ".1f"
     columns = [[label, *cells(c, len(rows), form, panel.scale)] for label, (_, c) in panel.lines.items()]
     return markdown([[panel.xlabel, *(f"pass@{x}" if panel.log else x for x in rows)], *columns])
-
-
-def uplifts(names: list[str], steps: int, args: argparse.Namespace) -> dict:
-    """{setting: uplift(...)} of the base model's correct training samples after so many steps of each seed."""
-    rows = correct_samples(f"{args.folder}/base-train/verified.jsonl")
-    before, rates = score(f"{HERE}/toy/base", rows, args), {}
-    for name in names:
-        checkpoints = [f"{run}/checkpoints/step_{steps:05d}" for run in seeds_of(args.folder, name)]
-        after = [score(path, rows, args) for path in checkpoints if os.path.exists(path)]
-        rates[name] = uplift([row["id"] for row in rows], before, after)
-    return rates
-
-
-def at_best_temperature(folder: str, name: str) -> tuple[np.ndarray, list[float]]:
-    """pass@N [S, P, Ns] of a setting at the temperature that is best for N on the tuning problems, and which."""
-    places = [[f"{run}/{{}}-{T}/verified.jsonl" for run in seeds_of(folder, name)] for T in TEMPERATURES]
-    tune, val = (
-        [passes([path.format(part) for path in some]) for some in places] for part in ("tune", "val")
-    )
-    K = min(values.shape[2] for values in tune + val)
-    best = np.argmax([values[:, :, :K].mean((0, 1)) for values in tune], axis=0)  # [K]
-    values = np.stack([val[t][:, :, k] for k, t in enumerate(best)], axis=2)
-    return values, [float(TEMPERATURES[t]) for t in best]
 
 
 def fill(path: str, tables: dict[str, str]) -> None:
@@ -133,84 +164,40 @@ def main():
     parser = flags("Tables, figures and CSV files from the runs of results/run.sh.")
     parser.add_argument("folder", nargs="?", default="runs/results", help="where run.sh put its runs")
     parser.add_argument("--out", default="results", help="folder of the figures and of the README.md to fill")
-    parser.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
-    )
     args = parser.parse_args()
     folder = args.folder
-    if missing := [name for name in SETTINGS if not seeds_of(folder, name)]:
-        fail(f"{folder} has no run of {missing[0]}; let results/run.sh finish")
-    ends = [
-        os.path.basename(path)[4:] for path in glob.glob(f"{seeds_of(folder, 'unlikeliness-2')[0]}/val-*")
-    ]
-    steps = sorted(int(end) for end in ends if end.isdigit())
-    file = f"val-{steps[-1]}/verified.jsonl"
-    found = {
-        os.path.basename(run[:-1]).split("-seed")[0]
-        for run in glob.glob(f"{folder}/*-seed*/")
-        if os.path.exists(run + file)
+    done = {
+        path.split("/")[-3].split("-seed")[0] for path in glob.glob(f"{folder}/*-seed*/val/verified.jsonl")
     }
-    settings = [*SETTINGS, *sorted(found - {*SETTINGS})]
-    rates = {name: passes([run + file for run in seeds_of(folder, name)]) for name in settings}
-    base = passes([f"{folder}/base/verified.jsonl"])
-    base = base[:, :, : min(rate.shape[2] for rate in rates.values())]  # it has twice as many samples
-    values = rates | {"base": base}
-
-    def versus(name, head, pairs):
-        return pass_panel(
-            name, head, {label: difference(values[a], values[b]) for label, (a, b) in pairs.items()}
-        )
-
-    panels = [
-        pass_panel("passes", "%, mean of seeds [95 %]", {"base": base} | rates),
-        versus("to-base", "points above base [95 %]", {name: (name, "base") for name in settings}),
-        versus(
-            "to-default", "points above default [95 %]", {name: (name, "default") for name in settings[1:]}
-        ),
-        versus("matched", "points [95 %]", {pair: pair.split(" - ") for pair in MATCHED}),
-    ]
+    settings = [*SETTINGS, *sorted(done - {*SETTINGS} - {*ABLATION})]
+    rates = {name: sampled(folder, name, "val") for name in ("base", *settings)}
     training = {
         name: [metric(seeds_of(folder, name), *how) for how in TRAINING.values()] for name in settings
     }
-    lines = {name: (list(TRAINING), np.array(numbers).T) for name, numbers in training.items()}
-    panels.append(Panel("training", "mean [lowest, highest seed]", lines, scale=1))
-    by_rank = uplifts(settings, steps[-1], args)
-    tables = {"uplift": uplift_table(by_rank)}
-    file = f"val-{steps[0]}/verified.jsonl"
-    changed = {
-        name: [run + file for run in seeds_of(folder, name) if os.path.exists(run + file)]
-        for name in ABLATION
-    }
-    if all(changed.values()) and len(steps) > 1:
-        above = {name: difference(passes(paths), base) for name, paths in changed.items()}
-        panels.append(pass_panel("ablation", "points above base [95 %]", above))
-        tables["ablation-uplift"] = uplift_table(uplifts(ABLATION, steps[0], args))
-    sampled = [
-        name for name in ("base", *settings) if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-0.8")
+    along = {name: (list(TRAINING), np.array(numbers).T) for name, numbers in training.items()}
+    by_rank = uplifts(folder, settings, -1)
+    panels = [
+        pass_panel("passes", "%, mean of seeds [95 %]", rates),
+        paired("to-base", "above base", rates, [f"{name} - base" for name in settings]),
+        paired("to-default", "above default", rates, [f"{name} - default" for name in settings[1:]]),
+        paired("matched", "difference", rates, MATCHED),
+        uplift_panel("uplift", by_rank),
+        Panel("training", "mean [lowest, highest seed]", along, scale=1),
     ]
-    if "base" in sampled:
-        best = {name: at_best_temperature(folder, name) for name in sampled}
-        values |= {f"best {name}": rate for name, (rate, _) in best.items()}
-        panels.append(
-            pass_panel("temperature", "%, at the best temperature", {k: v for k, (v, _) in best.items()})
-        )
-        pairs = {name: (f"best {name}", "best base") for name in sampled[1:]}
-        panels.append(versus("temperature-to-base", "points above base, both at their best", pairs))
-        chosen = [[name, *which] for name, (_, which) in best.items()]
-        tables["temperature-chosen"] = markdown(
-            [["temperature", *(f"pass@{N}" for N in NS[: len(chosen[0]) - 1])], *chosen]
-        )
-
-    tables |= {panel.title: table(panel) for panel in panels}
+    if glob.glob(f"{folder}/token-mean-seed*/short/verified.jsonl"):
+        short = {name: sampled(folder, name, "short") for name in ABLATION} | {"base": rates["base"]}
+        panels.append(paired("ablation", "above base", short, [f"{name} - base" for name in ABLATION]))
+        panels.append(uplift_panel("ablation-uplift", uplifts(folder, ABLATION, 0)))
+    tempered = [
+        name for name in ("base", *settings) if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")
+    ]
+    if "base" in tempered:
+        panels += temperature_panels(folder, tempered)
+    tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
-    x, (plain, above) = "N, samples for each problem", panels[:2]
-    few = {name: plain.lines[name] for name in ("base", "default", "unlikeliness-2")}
-    draw(
-        [Panel("pass@N", x, few, log=True), Panel("above base", x, above.lines, log=True)],
-        f"{args.out}/pass_at_n.png",
-    )
+    x, few = "N, samples for each problem", ("base", "default", "unlikeliness-2")
+    plain = Panel("pass@N", x, {name: panels[0].lines[name] for name in few}, log=True)
+    draw([plain, Panel("points above base", x, panels[1].lines, log=True)], f"{args.out}/pass_at_n.png")
     draw(uplift_panels(by_rank), f"{args.out}/uplift.png")
     draw(curve_panels({name: seeds_of(folder, name)[0] for name in settings}), f"{args.out}/curves.png")
     fill(f"{args.out}/README.md", tables)

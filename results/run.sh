@@ -32,25 +32,25 @@ run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after t
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
         --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
-    judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
+    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
     if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
-        judged "$1-seed$2/val-$SHORT" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
+        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
     fi
 }
 
 tempered() {  # NAME SEED TEMPERATURE: samples of a trained model, or of the base model, at this temperature
-    local folder=$1-seed$2 model=$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$STEPS") held_out=val-$STEPS
-    if [ "$1" = base ]; then folder=base model=toy/base held_out=.; fi
+    local folder=$1-seed$2 model=$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$STEPS")
+    if [ "$1" = base ]; then folder=base model=toy/base; fi
     judged "$folder/tune-$3" --model "$model" --problems "$OUT/tuning.jsonl" --num-samples "$SAMPLES" --temperature "$3" || return
     if [ "$3" = 1.0 ]; then
-        ln -sfn "$held_out" "$OUT/$folder/val-1.0"  # they are there already
+        ln -sfn val "$OUT/$folder/val-1.0"  # they are there already
     else
         judged "$folder/val-$3" --model "$model" --problems toy/val.jsonl --num-samples "$SAMPLES" --temperature "$3"
     fi
 }
 
 job() {  # one of the three, with its words in a log
-    local start=$SECONDS log="$OUT/$2.log"
+    local start=$SECONDS log="$OUT/${2/\//-}.log"
     if [ "$1" != judged ]; then log="$OUT/$2-seed$3.log"; fi
     "$@" >> "$log" 2>&1 || { echo "failed, see $log: $*" >&2; exit 255; }
     echo "$((SECONDS - start)) s: $*"
@@ -58,7 +58,7 @@ job() {  # one of the three, with its words in a log
 export -f judged run tempered job
 
 settings() {  # the paper's (Table 1), and the base model
-    echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
+    echo "judged base/val --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
     echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
     for seed in $SEEDS; do
         echo "run default $seed $STEPS $SAMPLES --kl 0.02"

@@ -61,8 +61,8 @@ def samples(path, correct, n=4):
 
 
 def test_each_n_has_its_own_best_temperature(tmp_path):
-    tuning = {"0.8": dict(a=4, b=0), "1.0": dict(a=1, b=1), "1.25": dict(a=0, b=1), "1.5": dict(a=0, b=0)}
-    held_out = {"0.8": dict(c=1), "1.0": dict(c=2), "1.25": dict(c=4), "1.5": dict(c=4)}
+    tuning = {0.8: dict(a=4, b=0), 1.0: dict(a=1, b=1), 1.25: dict(a=0, b=1), 1.5: dict(a=0, b=0)}
+    held_out = {0.8: dict(c=1), 1.0: dict(c=2), 1.25: dict(c=4), 1.5: dict(c=4)}
     for T in tuning:
         samples(tmp_path / f"base/tune-{T}/verified.jsonl", tuning[T])
         samples(tmp_path / f"base/val-{T}/verified.jsonl", held_out[T])
@@ -74,16 +74,16 @@ def test_each_n_has_its_own_best_temperature(tmp_path):
 
 def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs"
-    samples(folder / "base/verified.jsonl", dict(p=1, q=0))
+    samples(folder / "base/val/verified.jsonl", dict(p=1, q=0))
     samples(folder / "base-train/verified.jsonl", dict(t=3, u=2))
     for k, name in enumerate([*report.SETTINGS, "beta-0.1", "beta-0.5", "beta-1", "token-mean", "new"]):
         run = folder / f"{name}-seed0"
         (run / "checkpoints").mkdir(parents=True)
         for step in (1, 2):
             (run / f"checkpoints/step_{step:05d}").symlink_to(f"{ROOT}/toy/base")
-        samples(run / "val-1/verified.jsonl", dict(p=1, q=1))
+        samples(run / "short/verified.jsonl", dict(p=1, q=1))
         if name in report.SETTINGS or name == "new":
-            samples(run / "val-2/verified.jsonl", dict(p=2, q=k % 3))
+            samples(run / "val/verified.jsonl", dict(p=2, q=k % 3))
         rows = [dict(step=s, reward=0.5, unique=0.75, kl=0.002, clip_fraction=0.0, updates=2, solved=1, unique_proofs=7) for s in range(2)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for run in ("base", "default-seed0"):
@@ -96,12 +96,12 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(out)])
     report.main()
     told, page = capsys.readouterr().out, (out / "README.md").read_text()
-    assert "epochs-2 - high-kl" in told and "0.80 to 1.00" in told and " new |" in told and "temperature-chosen" in told
+    assert "epochs-2 - high-kl" in told and "0.8 to 1.0" in told and " new |" in told and "temperature-chosen" in told
     lines = {line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]] for line in page.split("\n") if line.startswith("|")}
     assert lines["pass@1"] == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]  # 1 of 8 before; 2 + 0, 1 or 2 of 8
     assert lines["optimizer steps"][0] == "4.0" and lines["KL a token, last 10, thousandths"][0] == "2.0"
     numbers = (out / "tables.csv").read_text()
-    assert "to-base,high-kl,1,0.25," in numbers and "ablation,beta-1,1,0.125," in numbers and "temperature-to-base,default,1,0,0,0" in numbers
+    assert "to-base,high-kl - base,1,0.25," in numbers and "ablation,beta-1 - base,1,0.125," in numbers and "temperature-pairs,default - base,1,0,0,0" in numbers
     for name in ("pass_at_n", "uplift", "curves"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
 
