@@ -2,10 +2,10 @@
 
     python results/report.py runs/results --out results
 
-Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, short/verified.jsonl (the ablation),
-tune-T and val-T (samples at temperature T), the last three where they are there. Fills the tables between the
-marks of README.md, draws pass_at_n.png, uplift.png and curves.png, and writes tables.csv and a CSV file beside
-each figure. Intervals are 95 % of a bootstrap that draws seeds and problems anew.
+Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, and, if there, short (ablation),
+tune-T and val-T (samples at temperature T). Fills the tables between the marks of README.md, draws pass_at_n.png,
+uplift.png and curves.png, and writes tables.csv and a CSV file beside each figure. Intervals are 95 % of a
+bootstrap that draws seeds and problems anew.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def uplift_panel(title: str, rates: dict[str, Any]) -> Panel:
 
 
 def at_best_temperature(folder: str, name: str) -> tuple[np.ndarray, list[float]]:
-    """pass@N [S, P, Ns] of a setting, for each N at its best temperature on the tuning problems, and which."""
+    """pass@N [S, P, Ns] of a setting, at the best temperature for N on the tuning problems, and which."""
     tune, val = ([sampled(folder, name, f"{part}-{T}") for T in TEMPERATURES] for part in ("tune", "val"))
     K = min(values.shape[2] for values in tune + val)
     best = np.argmax([values[:, :, :K].mean((0, 1)) for values in tune], axis=0)  # [K]
