@@ -59,7 +59,7 @@ FILTER = {  # why: completions of p → q
         "\n  simp (maxSteps := assert! false; 1)", "\n  simp (maxSteps := debug_assert! false; 1)", "\n  simp (maxSteps := todo! \"x\")",
         "\n  simp (maxSteps := dbg_trace \"x\"; 1)", "\n  simp (maxSteps := dbgTraceVal 1)", "\n  simp (maxSteps := timeit \"x\" f)",
         "\n  exact allocprof \"x\" f", "\n  exact (_root_.Task.spawn f).get", "\n  open Task in exact spawn f", "\n  exact «panic!»",
-        "\n  exact decl_name /- -/ %", "\n  exact dbgStackTrace f", "\n  exact dbgSleep 1 f"],
+        "\n  exact decl_name /- -/ %", "\n  exact dbgStackTrace f", "\n  exact dbgSleep 1 f", "\n  idbg x"],
     "a command after the proof": [
         "\n  skip\nend", "\n  skip\nend X", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial",
         "\n  skip\nmutual",
@@ -83,6 +83,8 @@ FILTER = {  # why: completions of p → q
         "\n  skip open Nat in",
         "\n  skip local macro \"x\" : tactic => y", "\n  skip omit h in simp", "\n  skip variable (h) in simp",
         "\n  skip #check x",
+        "\n  skip unlock_limits", "\n  skip reset_grind_attrs%", "\n  skip elpi_command x", "\n  skip run_tacq x", "\n  skip meta def x := y",
+        "\n  skip deprecated_syntax x", "\n  skip docs_to_verso x", "\n  skip set_config x", "\n  skip ensure_eval_term_instance x",
         "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  exact /--/ id", "\nbegin\n  exact h\nend"],
     "an attribute": [
         "\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  let rec @[implemented_by g] f := 1\n  exact f",
@@ -139,7 +141,7 @@ FILTER = {  # why: completions of p → q
         "\n  exact Lean.Grind.toInt_fin", "\n  simp [Lean.Grind.toInt_fin]", "\n  simp only [(Lean.Grind.toInt_fin)]",
         "\n  simp only [foo Lean.Grind.toInt_fin]", "\n  simp only [Lean.Grind.toInt_fin x]", "\n  simp only [Lean.ofReduceBool]",
         "\n  simp only [Lean.Elab.IO.x]", "\n  simp only [Lean]", "\n  simp only [Lean.a", "\n  simp only [h.Lean.a]", "\n  simp only [«Lean».a]",
-        "\n  simp only [a]; exact [Lean.a]", "\n  open Lean in simp only [a]", "\n  simp only [a] at Lean.b"],
+        "\n  simp only [a]; exact [Lean.a]", "\n  exact only [Lean.a]", "\n  exact (fun only => only [Lean.a]) f", "\n  open Lean in simp only [a]", "\n  simp only [a] at Lean.b"],
     "a block at column 0 that goes on with something else": [
         "\nskip\nunknown_command x", "\nintro h\nend", "\nintro h\nnamespace X", "\nintro h\nhrun_cmd x", "\nintro h\n«section»",
         "\nskip\nopen Nat", "\nskip\n@[simp] def x := y", "\nskip\n#eval x", "\nskip\n\"x\"", "\n  skip\nskip", " skip\nskip"],
