@@ -167,7 +167,7 @@ def compare_samples(files: dict[str, str], model: str, args: argparse.Namespace)
     """Prints what compare says of verified samples, those of the base model first; returns their panels."""
     results = {name: load_counts(path) for name, path in files.items()}
     (base, first), *runs = results.items()
-    rows, after, rates = correct_samples(files["base"]), {}, {}
+    rows, after, rates = correct_samples(files[base]), {}, {}
     before = score(model, rows, args) if rows else []
     for name, _ in runs if rows else ():
         folder, evaluation = os.path.split(os.path.dirname(files[name]))

@@ -190,7 +190,7 @@ def read_csv(path: str) -> dict[str, dict[str, Line]]:
 
 
 def cells(curve: np.ndarray, length: int, form: str = ".1f", scale: float = 100) -> list[str]:
-    """The cells of a [3, K] array: value [low, high], or the value alone; "-" if none, and up to the length."""
+    """The cells of a [3, K] array: value [low, high], or a value alone; "-" if none, and up to the length."""
     texts = []
     for value, low, high in scale * curve[:3].T:
         interval = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"

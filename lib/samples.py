@@ -129,7 +129,7 @@ def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
     if len({os.path.realpath(model) for model in models}) > 1:
         fail(f"the runs began with {' and '.join(sorted(set(models)))}; compare runs of one base model")
     if all(len(paths) > 1 for paths in evaluations):
-        return models[0], {"base": evaluations[0][0]} | {
+        return models[0], {"base model": evaluations[0][0]} | {
             name: paths[-1] for name, paths in zip(runs, evaluations)
         }
     if len(runs) > 1:

@@ -3,8 +3,8 @@
     python results/report.py runs/results --out results
 
 Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, and, if there, short (ablation),
-tune-T and val-T (samples at temperature T). Fills the tables between the marks of README.md, draws pass_at_n.png,
-uplift.png and curves.png, and writes tables.csv and a CSV file beside each figure. Intervals are 95 % of a
+tune-T and val-T (samples at temperature T). Fills the tables between the marks of README.md, draws pass_at_n,
+uplift and curves.png, and writes tables.csv and a CSV file beside each figure. Intervals are 95 % of a
 bootstrap that draws seeds and problems anew.
 """
 
