@@ -36,8 +36,8 @@ HASH_COMMANDS = re.compile(  # what their names begin with, after the #
 
 # Gaps, code that runs while Lean checks, files, other programs: wrong wherever they stand, as «word» too.
 BANNED_WORDS = set(
-    """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith idbg
-    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! decl_name""".split()
+    """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
+    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! decl_name idbg""".split()
 )
 # Wrong in any namespace: ways past the kernel, and effects, because Lean runs (config := ...) as code.
 BANNED_NAMES = re.compile(
