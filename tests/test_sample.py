@@ -134,6 +134,35 @@ def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
         assert len({size for size, _ in shapes[1:]}) > 5
 
 
+HYBRIDS = {
+    "gemma2": dict(sliding_window=8),
+    "lfm2": dict(layer_types=["conv", "full_attention"], block_ff_dim=128, conv_L_cache=3),
+    "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=4,
+                       linear_key_head_dim=16, linear_value_head_dim=16, num_experts=0, mlp_only_layers=[0, 1])}
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_windows_and_recurrent_states_follow_their_rows(kind, monkeypatch):
+    """A row's sliding window, convolution and recurrent state move with it when others leave the batch."""
+    from conftest import lean_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+    monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", 1)
+    torch.manual_seed(0)
+    tokenizer = lean_tokenizer()
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.1, eos_token_id=2, pad_token_id=0, **HYBRIDS[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = [2, 5, 6, 7, 8, 9]
+    rows = rows_of((model, tokenizer), max_new_tokens=25)
+    assert len({len(row["completion_ids"]) for row in rows}) > 10
+    for row in rows:
+        prompt, ids = row["prompt_ids"], torch.tensor(row["completion_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids.tolist()]), use_cache=False).logits[0, len(prompt) - 1:-1]
+        assert np.allclose(row["logprobs"], logits.log_softmax(-1).gather(1, ids[:, None])[:, 0], atol=1e-5)
+
+
 @pytest.mark.parametrize("longest, num_samples, batch_tokens, expected", [
     (60, 4, 10**6, (4166, 4)), (60, 4, 480, (2, 4)), (60, 4, 479, (1, 4)), (60, 4, 240, (1, 4)),
     (60, 4, 239, (1, 3)), (60, 4, 120, (1, 2)), (60, 4, 1, (1, 1))])
