@@ -20,7 +20,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 
 from estimators import ESTIMATORS
-from lib.cli import flags, number
+from lib.cli import flags, number, run
 from lib.jsonl import check_out, read_groups, tee_jsonl
 
 
@@ -125,4 +125,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

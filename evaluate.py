@@ -136,7 +136,7 @@ def pass_table(results: dict[str, dict]) -> str:
     pairs = [(label, first) for first in labels[:2] for label in labels[labels.index(first) + 1 :]]
     columns = [["points [95 % interval]", *(f"pass@{N}" for N in Ns), "problems in common"]]
     for label, first in pairs:
-        difference = cells(pass_curve(results[label], Ns, results[first])[1], len(Ns), "+")
+        difference = cells(pass_curve(results[label], Ns, results[first])[1], len(Ns), "+.1f")
         common = set(results[label]["ids"]) & set(results[first]["ids"])
         columns.append([f"{label} - {first}", *difference, len(common)])
     if pairs:
@@ -167,7 +167,7 @@ def compare_samples(files: dict[str, str], model: str, args: argparse.Namespace)
     """Prints what compare says of verified samples, those of the base model first; returns their panels."""
     results = {name: load_counts(path) for name, path in files.items()}
     (base, first), *runs = results.items()
-    rows, after, rates = correct_samples(files["base"]), {}, {}
+    rows, after, rates = correct_samples(files[base]), {}, {}
     before = score(model, rows, args) if rows else []
     for name, _ in runs if rows else ():
         folder, evaluation = os.path.split(os.path.dirname(files[name]))
@@ -223,7 +223,9 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         if command in ("uplift", "compare", "show"):
             sub.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
             sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-            sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+            sub.add_argument(
+                "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
+            )
     return parser.parse_args(words)
 
 

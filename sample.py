@@ -1,81 +1,75 @@
-"""Samples G proofs for each problem from a causal language model, with the log-probability of every token.
+"""Samples G completions of each problem from a language model, with the log-probability of each token.
 
-    python sample.py --model runs/base --problems problems.jsonl --num-samples 32 --out samples.jsonl
-    python sample.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems minif2f-test.jsonl --num-samples 32 \\
-        --out samples.jsonl --template deepseek --device cuda --dtype bfloat16
-    python sample.py ... --engine vllm --dtype bfloat16     # vLLM on all GPUs: lib/vllm_engine.py
+    python sample.py --out samples.jsonl                        # the embedded prover and its problems
+    python sample.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --problems minif2f-test.jsonl \\
+        --template deepseek --max-new-tokens 512 --dtype bfloat16 --out samples.jsonl
+    python sample.py ... --engine vllm                          # on all GPUs: lib/vllm_engine.py
 
-Reads: problems as JSONL: id, statement, which ends with ":= by", and if wanted header, informal; tools/problems.py makes such
-       a file of the paper's release, miniF2F or Lean Workbook.
+Reads: problems as JSONL: id, statement (ends with ":= by"), optional header and informal. tools/problems.py
+       converts the paper's release, miniF2F and Lean Workbook.
 Adds:  sample          index in the group, 0 .. G-1; the rows of a group follow each other
-       prompt_ids      the token ids of the prompt
+       prompt_ids      token ids of the prompt
        completion      the text after the prompt's ":= by": statement + completion is the whole theorem
-       completion_ids  its token ids, the end-of-text token included
+       completion_ids  its token ids, end-of-text included
        logprobs        log-probability of each of these ids, at the temperature they were sampled with
        finish_reason   "stop" (end-of-text, or the closing fence of the deepseek template) or "length"
        model, template
-A run that was stopped is continued by the same command. The same seed gives the same samples whatever the batch size
-(but for a draw that falls within float noise of the border between two tokens), or, with vLLM, the number of engines.
+The same command continues a run that was stopped. The same seed gives the same samples, whatever the batch
+size or the number of engines (except for a draw within float noise of the border between two tokens).
 """
 
 import argparse
-import functools
-import hashlib
-import importlib.util
-import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "3000"
-)  # before torch: its threads wait awake for a moment only, or a busy core stalls all
+from lib.cli import before_imports, fail, flags, number, run
+
+before_imports()
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.cli import fail, flags, number
-from lib.decode import decode, prefill
-from lib.jsonl import cannot_write, check_out, check_row, numbered_rows, open_jsonl
+from lib.decode import Completion, random_key, torch_completions
+from lib.jsonl import check_out, check_row, numbered_rows, resume_jsonl
 from lib.lean import HEADER
 from lib.model import load_model
+from lib.vllm_engine import start_engines, vllm_completions, vllm_is_installed
 
-KEYS = ("id", "statement", "header", "informal")
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def read_problems(path: str, limit: int | None = None) -> list[dict]:
-    """The problems of a JSONL file: dicts with id, statement and, where the file has them, header, informal."""
-    problems, seen, convert = (
-        [],
-        {},
-        f"make problems of it: python tools/problems.py {path} --out problems.jsonl",
-    )
+def read_problems(path: str, limit: int | None = None, lean: bool = True) -> list[dict]:
+    """The problems of a JSONL file. lean: each statement must end in ":= by"."""
+    problems, seen = [], {}
+    convert = f"convert it with: python tools/problems.py {path} --out problems.jsonl"
     if str(path).endswith(".parquet"):
         fail(f"{path} is parquet, not JSONL; {convert}")
     for where, row in numbered_rows(path):
         if "statement" not in row and ("formal_statement" in row or "theorem_statement" in row):
-            fail(f"{where}: these are another collection's columns; {convert}")
-        check_row(where, row, KEYS[:2], KEYS[2:])
+            fail(f"{where}: the columns of another collection; {convert}")
+        check_row(where, row, ["id", "statement"], optional=["header", "informal"])
         if row["id"] in seen:
             fail(f"{where}: {seen[row['id']]} has the id {row['id']!r} too; give every problem its own id")
         seen[row["id"]] = where
-        statement, ends_well = re.subn(r"\s*:=\s*by(\s+sorry)?\s*\Z", " := by", row["statement"])
-        if not ends_well:
-            fail(
-                f"{where}: the statement does not end in ':= by'; cut it or complete it there, the proof is the model's"
-            )
-        problems.append(dict(row, statement=statement))
+        if lean:
+            statement, ends_well = re.subn(r"\s*:=\s*by(\s+sorry)?\s*\Z", " := by", row["statement"])
+            if not ends_well:
+                fail(f"{where}: the statement does not end in ':= by'; end it there")
+            row["statement"] = statement
+        problems.append(row)
     if not problems:
         fail(f"{path} has no problems; give at least one")
     return problems[:limit]
 
 
 def build_prompt(problem: dict, template: str) -> str:
-    """The text that the model continues: the statement alone ("bare"; the line break is the completion's), or, with its
-    line break, in the prompt without chain of thought that DeepSeek-Prover-V1.5 was trained on ("deepseek")."""
+    """The text that the model continues.
+
+    "bare" is the statement alone. "deepseek" is DeepSeek-Prover-V1.5's prompt without chain of thought, which
+    includes the line break after ":= by"."""
     if template == "bare":
         return problem["statement"]
     header, informal = problem.get("header", HEADER).strip(), problem.get("informal", "").strip()
@@ -84,83 +78,55 @@ def build_prompt(problem: dict, template: str) -> str:
     return f"Complete the following Lean 4 code:\n\n```lean4\n{header}\n\n{informal}{problem['statement']}\n"
 
 
-def uniforms(seed: int, problem_id: str, sample: int, count: int) -> np.ndarray:
-    """Draws [count] from [0, 1), one a token, that depend on nothing but these names: not on the batch, not on the order."""
-    digest = hashlib.sha256(json.dumps([str(seed), problem_id, sample]).encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
-
-
-def plan_batches(
-    lengths: list[int], num_samples: int, max_new_tokens: int, batch_tokens: int
-) -> list[tuple[int, int, int]]:
-    """Cuts the prompts, in order, into batches (first, end, samples at a time) of at most batch_tokens places in the cache.
-    Only a group that is too large on its own is sampled in several goes."""
-    batches, first = [], 0
-    for end in range(1, len(lengths) + 1):
-        too_many = (end + 1 - first) * num_samples * (
-            max(lengths[first : end + 1]) + max_new_tokens
-        ) > batch_tokens
-        if end == len(lengths) or too_many:
-            fit = batch_tokens // ((end - first) * (max(lengths[first:end]) + max_new_tokens))
-            batches.append((first, end, min(num_samples, max(1, fit))))
-            first = end
-    return batches
-
-
-def encode(
-    model: Any,
-    tokenizer: Any,
-    problems: list[dict],
-    template: str,
-    max_new_tokens: int,
-    limit: int | None = None,
-) -> tuple[list[list[int]], set[int]]:
-    """(the token ids of each problem's prompt, the ids that end a text); ends the program where a prompt is too long."""
-    prompts = [tokenizer(build_prompt(problem, template)).input_ids for problem in problems]
-    limit = limit or getattr(model.config, "max_position_embeddings", None)
+def encode_prompts(
+    model: Any, tokenizer: Any, problems: list[dict], args: argparse.Namespace
+) -> list[list[int]]:
+    """The token ids of each problem's prompt; ends the program if one does not fit the model."""
+    prompts = [tokenizer(build_prompt(problem, args.template)).input_ids for problem in problems]
+    limit = args.max_model_len or getattr(model.config, "max_position_embeddings", None)
     for problem, prompt in zip(problems, prompts):
+        name = f"problem {problem['id']}"
         if not prompt or max(prompt) >= model.config.vocab_size:
-            fail(
-                f"problem {problem['id']}: the tokenizer makes no ids of it that the model knows; give the tokenizer of this model"
-            )
-        if limit and len(prompt) + max_new_tokens > limit:
-            fail(
-                f"problem {problem['id']}: its {len(prompt)} tokens and {max_new_tokens} new ones pass the model's limit of"
-                f" {limit}; lower --max-new-tokens or leave the problem out"
-            )
-    eos = model.generation_config.eos_token_id
-    return prompts, {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+            fail(f"{name}: the tokenizer makes ids that the model does not know; give the model's own")
+        if limit and len(prompt) + args.max_new_tokens > limit:
+            size = f"its {len(prompt)} tokens and {args.max_new_tokens} new ones"
+            fail(f"{name}: {size} pass the model's limit of {limit}; lower --max-new-tokens or leave it out")
+    return prompts
 
 
-def group_rows(
+# ---- rows ----
+
+
+def make_rows(
     problem: dict,
     prompt: list[int],
-    found: Iterable[tuple],
+    completions: Iterable[Completion],
     tokenizer: Any,
     eos: set[int],
     template: str,
     model_name: str,
 ) -> Iterator[dict]:
-    """Yields the rows of a group; found: (completion_ids, logprobs, finish_reason) of each sample."""
-    text = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    anchor = prompt[-1:]  # on their own, some tokenizers drop a completion's leading space
-    for sample, (ids, logprobs, reason) in enumerate(found):
+    """The rows of a group."""
+
+    def text(ids):
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    anchor = prompt[-1:]  # on its own, a completion would lose its leading space with some tokenizers
+    for sample, (ids, logprobs, finish_reason) in enumerate(completions):
         if not np.isfinite(logprobs).all():
-            fail(
-                f"problem {problem['id']}: the model's logits are not finite; try --dtype float32 or another --temperature"
-            )
+            mend = "try --dtype float32 or another --temperature"
+            fail(f"problem {problem['id']}: the model's logits are not finite; {mend}")
         completion = text(anchor + (ids[:-1] if ids[-1] in eos else ids))[len(text(anchor)) :]
-        completion = (
-            "\n" + completion if template == "deepseek" else completion
-        )  # statement + completion is Lean
+        if template == "deepseek":
+            completion = "\n" + completion  # the prompt's last line break: statement + completion is Lean
         yield dict(
             problem,
             sample=sample,
             prompt_ids=prompt,
             completion=completion,
             completion_ids=ids,
-            logprobs=[round(x, 6) for x in logprobs],
-            finish_reason=reason,
+            logprobs=[round(logprob, 6) for logprob in logprobs],
+            finish_reason=finish_reason,
             model=model_name,
             template=template,
         )
@@ -171,211 +137,142 @@ def sample_rows(
     tokenizer: Any,
     problems: list[dict],
     num_samples: int,
+    args: argparse.Namespace,
     *,
-    temperature: float = 1.0,
-    max_new_tokens: int = 512,
-    template: str = "bare",
-    seed: int = 0,
-    batch_tokens: int = 131072,
-    progress: bool = True,
+    seed: int | str = 0,
     model_name: str = "",
+    engines: list | None = None,
+    progress: bool = True,
     skip: int = 0,
 ) -> Iterator[dict]:
-    """A generator of rows, group by group in the order of the problems, without the first `skip` groups. vllm_rows in
-    lib/vllm_engine.py yields rows of the same kind.
-    No top-p, no top-k: the policy that samples is the policy that is trained."""
-    prompts, eos = encode(model, tokenizer, problems, template, max_new_tokens)
-    backticks = [k for piece, k in tokenizer.get_vocab().items() if "`" in piece and template == "deepseek"]
-    stops = [torch.tensor(sorted(ids), dtype=torch.long, device=model.device) for ids in (eos, backticks)]
-    batches = plan_batches([len(prompt) for prompt in prompts], num_samples, max_new_tokens, batch_tokens)
+    """Yields rows, group by group in the order of the problems, without the first `skip` groups.
 
-    def generate():
-        bar = tqdm(
-            total=len(problems) * num_samples, initial=skip * num_samples, unit="sample", disable=not progress
-        )
-        for first, end, at_once in batches:
-            if (
-                end <= skip
-            ):  # batches stay what they were in the run that is continued, and with them the float noise
-                continue
-            groups = [[] for _ in range(first, end)]
-            with torch.inference_mode():
-                prefilled = prefill(model, prompts[first:end])
-                for start in range(0, num_samples, at_once):
-                    copies = min(at_once, num_samples - start)
-                    draws = torch.tensor(
-                        np.stack(
-                            [
-                                uniforms(seed, problem["id"], start + k, max_new_tokens)
-                                for problem in problems[first:end]
-                                for k in range(copies)
-                            ]
-                        )
-                    )
-                    found = decode(
-                        model, tokenizer, prefilled, copies, draws.to(model.device), temperature, *stops, bar
-                    )
-                    for k, group in enumerate(groups):
-                        group += found[k * copies : (k + 1) * copies]
-            for k in range(max(first, skip), end):
-                yield from group_rows(
-                    problems[k], prompts[k], groups[k - first], tokenizer, eos, template, model_name
-                )
-        bar.close()
-
-    return generate()
+    args: the flags of add_flags. engines: vLLM's; without them torch samples."""
+    prompts = encode_prompts(model, tokenizer, problems, args)
+    eos = model.generation_config.eos_token_id
+    eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+    if engines:
+        keys = [random_key(str(seed), problem["id"]) for problem in problems[skip:]]
+        groups = vllm_completions(engines, prompts[skip:], keys, num_samples, args, eos)
+    else:
+        groups = torch_completions(model, tokenizer, problems, prompts, num_samples, args, seed, eos, skip)
+    total, done = len(problems) * num_samples, skip * num_samples
+    with tqdm(total=total, initial=done, unit="sample", disable=not progress) as bar:
+        for problem, prompt, completions in zip(problems[skip:], prompts[skip:], groups):
+            yield from make_rows(problem, prompt, completions, tokenizer, eos, args.template, model_name)
+            bar.update(num_samples)
 
 
-def part_file(args: argparse.Namespace, problems: list[dict]) -> tuple[str, int]:
-    """(name, number of complete groups) of the rows that an interrupted run with the same settings has left behind."""
-    free = (
-        "problems",
-        "limit",
-        "out",
-        "gpus",
-        "gpu_memory_utilization",
-    )  # what may be another one in the run that continues
-    settings = {key: value for key, value in vars(args).items() if key not in free}
-    files = sorted(os.scandir(args.model), key=lambda file: file.name) if os.path.isdir(args.model) else []
-    depends_on = json.dumps(
-        [settings, problems, [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
-    )
-    part = f"{args.out}.part-{hashlib.sha256(depends_on.encode()).hexdigest()[:12]}"
-    if not os.path.exists(part):
-        return part, 0
-    groups, size, whole = 0, 0, 0
-    with open(part, "rb+") as file:
-        for number, line in enumerate(file, 1):  # the last line may be half written, and the last group
-            size += len(line)
-            if number % args.num_samples == 0 and line.endswith(b"\n"):
-                groups, whole = groups + 1, size
-        file.truncate(whole)
-    return part, groups
+# ---- the command ----
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the sampler's engine, which train.py has too."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that train.py has too."""
     count = number(int, 1)
-    parser.add_argument(
+    add = parser.add_argument_group("model and problems").add_argument
+    add(
+        "--model",
+        default=f"{HERE}/toy/base",
+        help="Hugging Face folder or name [paper: DeepSeek-Prover-V1.5-SFT]",
+    )
+    add(
+        "--problems",
+        default=f"{HERE}/toy/train.jsonl",
+        help="JSONL; tools/problems.py converts other collections",
+    )
+    add(
+        "--template",
+        choices=["bare", "deepseek"],
+        default="bare",
+        help="prompt: the statement, or DeepSeek-Prover's",
+    )
+    add = parser.add_argument_group("sampling").add_argument
+    add("--num-samples", type=count, default=32, help="G, completions of each problem [paper: 32]")
+    add(
+        "--temperature",
+        type=number(float, 0, exclusive=True),
+        default=1.0,
+        help="divides the logits [paper: 1]",
+    )
+    add("--max-new-tokens", type=count, default=200, help="longest completion, in tokens [paper: 512]")
+    add("--seed", type=number(int, 0), default=0, help="the same seed gives the same samples")
+    add = parser.add_argument_group("device and engine").add_argument
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="precision of the forward pass")
+    add("--batch-tokens", type=count, default=131072, help="torch: tokens in the KV cache at a time")
+    add(
         "--engine",
         choices=["torch", "vllm", "auto"],
         default="torch",
-        help="auto: vllm where it is installed and a GPU is there",
+        help="auto: vllm if installed, on a GPU",
     )
-    parser.add_argument(
-        "--gpus",
-        type=count,
-        help="vllm: how many GPUs sample (default: all; on a CPU processes stand for them)",
-    )
-    parser.add_argument("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
-    parser.add_argument(
-        "--gpu-memory-utilization",
-        type=number(float, 0, exclusive=True, high=1),
-        help="vllm: share of a GPU's memory that it takes (default: vLLM's)",
-    )
-    parser.add_argument(
-        "--max-model-len", type=count, help="vllm: tokens of prompt and completion (default: the model's)"
-    )
+    add("--gpus", type=count, help="vllm: GPUs that sample (default: all; on a CPU processes stand for them)")
+    add("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
+    share = number(float, 0, exclusive=True, high=1)
+    add("--gpu-memory-utilization", type=share, help="vllm: share of a GPU's memory to use (default: vLLM's)")
+    add("--max-model-len", type=count, help="vllm: longest prompt and completion (default: the model's)")
 
 
-def choose_engine(args: argparse.Namespace) -> str:
-    """ "torch" or "vllm" for --engine; vllm is not imported, it would lay hands on the GPUs."""
-    found = importlib.util.find_spec("vllm") is not None
-    if args.engine == "vllm" and not found:
+def settle_flags(args: argparse.Namespace) -> None:
+    """Replaces "auto" and ends the program if flags contradict each other."""
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.engine == "auto":
+        args.engine = "vllm" if vllm_is_installed() and torch.cuda.is_available() else "torch"
+    if args.engine == "vllm" and not vllm_is_installed():
         fail("vllm is not installed; pip install -r requirements-gpu.txt, or pass --engine torch")
-    if args.engine == "torch" and (
-        args.gpus or args.tensor_parallel > 1 or args.gpu_memory_utilization or args.max_model_len
-    ):
-        fail(
-            "--gpus, --tensor-parallel, --gpu-memory-utilization and --max-model-len are vLLM's; add --engine vllm or leave them out"
-        )
-    return (
-        args.engine if args.engine != "auto" else "vllm" if found and torch.cuda.is_available() else "torch"
-    )
+    if args.engine == "vllm" and args.temperature < 0.01:
+        fail(f"vLLM needs a --temperature of 0.01 or more, not {args.temperature:g}; raise it")
+    of_vllm = args.gpus or args.tensor_parallel > 1 or args.gpu_memory_utilization or args.max_model_len
+    if args.engine == "torch" and of_vllm:
+        names = "--gpus, --tensor-parallel, --gpu-memory-utilization and --max-model-len"
+        fail(f"{names} are for vLLM; add --engine vllm or leave them out")
+
+
+def options(command_line: str = "") -> argparse.Namespace:
+    """The settings of a command line such as "--max-new-tokens 80", for calls from Python."""
+    parser = flags("")
+    add_flags(parser)
+    return parser.parse_args(command_line.split())
 
 
 def main():
-    parser = flags("Samples proofs with the log-probability of every token.")
-    parser.add_argument("--model", required=True, help="a model folder or a name on the Hugging Face hub")
+    parser = flags("Samples completions of each problem, with the log-probability of every token.")
     parser.add_argument(
-        "--problems", required=True, help="JSONL; tools/problems.py makes it of other collections"
+        "--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete"
     )
-    parser.add_argument(
-        "--num-samples", type=number(int, 1), required=True, help="G, completions for each problem"
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        help="JSONL to write, in place of one that is there; called OUT.part-HASH until it is complete",
-    )
-    parser.add_argument(
-        "--temperature", type=number(float, 0, exclusive=True), default=1.0, help="divides the logits"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=number(int, 1), default=512, help="tokens of a completion at most"
-    )
-    parser.add_argument("--template", choices=["bare", "deepseek"], default="bare", help="of the prompt")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples")
     parser.add_argument("--limit", type=number(int, 1), help="only the first N problems")
-    parser.add_argument("--batch-tokens", type=number(int, 1), default=131072, help="places in the KV cache")
     parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the model's weights",
+        "--any-statement", action="store_true", help="accept statements without ':= by' at the end"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add_engine_flags(parser)
+    add_flags(parser)
     args = parser.parse_args()
-    args.engine = choose_engine(args)
-    problems = read_problems(args.problems, args.limit)
+    settle_flags(args)
+    problems = read_problems(args.problems, args.limit, lean=not args.any_statement)
     check_out(args.out, args.problems)
     model, tokenizer = load_model(args.model, args.dtype, args.device, weights=args.engine == "torch")
-    try:
-        part, complete = part_file(args, problems)
-        options = dict(
-            temperature=args.temperature,
-            seed=args.seed,
-            max_new_tokens=args.max_new_tokens,
-            template=args.template,
-            model_name=args.model,
-            skip=complete,
-        )
-        if args.engine == "vllm":
-            from lib import vllm_engine  # here, not above: it imports this file
+    encode_prompts(
+        model, tokenizer, problems, args
+    )  # a prompt that does not fit is found before vLLM is loaded
+    engines = start_engines(args.model, args) if args.engine == "vllm" else []
 
-            options |= dict(limit=args.max_model_len)
-            encode(
-                model, tokenizer, problems, args.template, args.max_new_tokens, args.max_model_len
-            )  # fails before the loading
-            engines = vllm_engine.start_engines(args.model, args)
-            rows = vllm_engine.vllm_rows(engines, model, tokenizer, problems, args.num_samples, **options)
-        else:
-            rows = sample_rows(
-                model, tokenizer, problems, args.num_samples, batch_tokens=args.batch_tokens, **options
-            )
-        with open_jsonl(part, "a") as file:
-            group = ""
-            for row in rows:
-                group += json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-                if (
-                    row["sample"] == args.num_samples - 1
-                ):  # whole groups only, so that verify.py --follow never sees a row that goes again
-                    file.write(group)
-                    file.flush()
-                    group = ""
-        os.replace(part, args.out)
-    except OSError as error:
-        cannot_write(args.out, error)
+    may_differ = ("problems", "limit", "out", "any_statement", "gpus", "gpu_memory_utilization")
+    settings = {name: value for name, value in vars(args).items() if name not in may_differ}
+    files = sorted(os.scandir(args.model), key=lambda file: file.name) if os.path.isdir(args.model) else []
+    stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+    def rows_after(done):
+        skip, options = done // args.num_samples, dict(seed=args.seed, model_name=args.model, engines=engines)
+        return sample_rows(model, tokenizer, problems, args.num_samples, args, skip=skip, **options)
+
+    inputs = (problem for problem in problems for _ in range(args.num_samples))
+    try:
+        resume_jsonl(args.out, [settings, stamps], inputs, rows_after, group=args.num_samples)
     except torch.OutOfMemoryError:
-        fail(
-            f"{args.device} ran out of memory; lower --batch-tokens {args.batch_tokens}, what is done so far is kept"
-        )
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        kept = "what is done so far is kept"
+        fail(f"{args.device} ran out of memory; lower --batch-tokens {args.batch_tokens}, {kept}")
     print(f"{len(problems) * args.num_samples} samples of {len(problems)} problems in {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -39,8 +39,7 @@ from lib.logprobs import completion_logprobs, device_of, make_batch, micro_batch
 from lib.metrics import start_report, step_metrics
 from lib.ranks import average_gradients, end_in_a_sentence, ranks, start_ranks, sum_over_ranks, whole_tensor
 from lib.run import load_if_complete
-from lib.vllm_engine import rest as sleep
-from lib.vllm_engine import start_engines
+from lib.vllm_engine import sleep_engines, start_engines
 
 EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an evaluation
 
@@ -184,7 +183,7 @@ def collect(
     def sampling():
         nonlocal sampled_at
         with torch.autocast(prover.model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            yield from sample_rows(
+            yield from sample.sample_rows(
                 prover.model,
                 prover.tokenizer,
                 problems,
@@ -239,87 +238,14 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: argparse.Nam
 # Setting up
 
 
-def add_stage_flags(parser):
-    here, count, positive = (
-        os.path.dirname(os.path.abspath(__file__)),
-        number(int, 1),
-        number(float, 0, exclusive=True),
-    )
-    parser.add_argument(
-        "--model",
-        default=f"{here}/toy/base",
-        help="Hugging Face folder or name (default: the embedded prover)",
-    )
-    parser.add_argument(
-        "--problems", default=f"{here}/toy/train.jsonl", help="training problems (see sample.py for formats)"
-    )
-    parser.add_argument(
-        "--template", choices=["bare", "deepseek"], default="bare", help="prompt of sample.py"
-    )
-    parser.add_argument("--num-samples", type=count, default=32, help="completions a problem, G")
-    parser.add_argument(
-        "--temperature", type=positive, default=1.0, help="of sampling and of the trained distribution"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=count, default=200, help="completion length limit (paper: 512)"
-    )
-    parser.add_argument(
-        "--batch-tokens", type=count, default=131072, help="sampler: sequences x length a batch"
-    )
-    parser.add_argument(
-        "--micro-batch-tokens", type=count, default=2048, help="update: padded tokens a forward pass"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="of the computation; weights are float32",
-    )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device"
-    )
-    parser.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of data order, samples and mini-batches"
-    )
-    sample.add_engine_flags(parser)
-
-
-def read_problems(path, args):
-    return sample.read_problems(path)
-
-
-def encode(model, tokenizer, problems, args):
-    return sample.encode(model, tokenizer, problems, args.template, args.max_new_tokens, args.max_model_len)
-
-
-def sample_rows(model, tokenizer, problems, num_samples, args, seed, model_name, engines, progress):
-    from lib.vllm_engine import vllm_rows
-
-    options = dict(
-        temperature=args.temperature,
-        seed=seed,
-        max_new_tokens=args.max_new_tokens,
-        template=args.template,
-        progress=progress,
-        model_name=model_name,
-    )
-    if engines:
-        return vllm_rows(
-            engines, model, tokenizer, problems, num_samples, limit=args.max_model_len, **options
-        )
-    return sample.sample_rows(
-        model, tokenizer, problems, num_samples, batch_tokens=args.batch_tokens, **options
-    )
-
-
-NOTHING = Prover(None, None, [], None), [], [], None, None
+NOTHING = Prover(None, None, [], None), [], [], None, None  # what other ranks than 0 prepare
 
 
 def parse_args() -> argparse.Namespace:
     parser = flags("GRPO for a Lean prover, with the unlikeliness reward.")
     positive, count = number(float, 0, exclusive=True), number(int, 1)
     held_out = os.path.join(os.path.dirname(os.path.abspath(__file__)), "toy", "val.jsonl")
-    add_stage_flags(parser)
+    sample.add_flags(parser)
     verify.add_flags(parser)
     advantage.add_flags(parser)
     group = parser.add_argument_group("update")
@@ -349,7 +275,7 @@ def parse_args() -> argparse.Namespace:
     run.add_flags(parser)
     build.add_flags(parser)
     args = parser.parse_args()
-    args.engine = sample.choose_engine(args)
+    sample.settle_flags(args)
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
     return args
@@ -361,8 +287,10 @@ def prepare(args: argparse.Namespace) -> tuple[Prover, list[dict], list[dict], d
     Returns (prover, problems, held-out problems, what args.json is to hold, checkpoint to continue)."""
     problems, held_out, verifier = [], [], None
     if not args.advantages:
-        problems = read_problems(args.problems, args)
-        held_out = read_problems(args.eval_problems, args) if args.eval_samples else []
+        lean = ":" not in args.verifier
+        problems = sample.read_problems(args.problems, lean=lean)
+        if args.eval_samples:
+            held_out = sample.read_problems(args.eval_problems, lean=lean)
         verifier = verify.start_verifier(args, problems + held_out)
     record, checkpoint = run.open_run(args)
     run.announce(args, len(problems), len(held_out), checkpoint)
@@ -370,7 +298,9 @@ def prepare(args: argparse.Namespace) -> tuple[Prover, list[dict], list[dict], d
     use_vllm = args.engine == "vllm" and not args.advantages
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
-    encode(model, tokenizer, problems + held_out, args)  # a prompt that is too long is found now
+    sample.encode_prompts(
+        model, tokenizer, problems + held_out, args
+    )  # a prompt that is too long is found now
     return Prover(model, tokenizer, engines, verifier), problems, held_out, record, checkpoint
 
 
@@ -418,7 +348,7 @@ def main() -> None:
         stats, start = {}, time.time()
         if ready:
             if args.sleep:
-                sleep(prover.engines)
+                sleep_engines(prover.engines)
             stats = update(model, reference, optimizer, ready, args, step)
             build.sync_sampler(prover.model, prover.engines, model, args)
             buffer = []

@@ -23,7 +23,6 @@ import collections
 import contextlib
 import glob
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -38,6 +37,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from lib import dojo
 from lib.cli import fail, flags, number, printable
 from lib.jsonl import cannot_write, check_out, numbered_rows, open_jsonl
 from lib.lean import Lean, find_lean, run_lean, words_of
@@ -435,17 +435,13 @@ def start_verifier(args: argparse.Namespace, problems: Iterable[dict]) -> Verifi
     """The verifier that the flags ask for, tried out; problems: rows with all the statements that it will see."""
     judge = judge_batch
     if args.verifier == "lean-dojo":
-        dojo = importlib.import_module("lib.dojo")  # here, not above: it needs what few have installed
         dojo.check_dojo(args.project or ".")
     if args.verdicts:
         cached(args.verdicts, judge)  # fails where the file is none of its own
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.verifier == "lean-dojo":
         statements = {(header_of(row, lean), row["statement"]) for row in problems}
-        work = os.path.join(lean.folder, ".lake", "dojo")
-        judge = dojo.judge_with(
-            dojo.trace_problems(statements, lean.folder, work, lean, args.timeout, args.workers)
-        )
+        judge = dojo.dojo_judge(statements, lean, judge_batch, args.timeout, args.workers)
     judge = cached(args.verdicts, judge) if args.verdicts else judge
     return Verifier(lean, judge, args.workers, args.verify_batch, args.timeout)
 

@@ -17,7 +17,7 @@ sys.path.insert(0, HERE)
 import lib.lean  # noqa: E402
 import verify  # noqa: E402
 from lib.model import load_model  # noqa: E402
-from sample import read_problems, sample_rows  # noqa: E402
+from sample import options, read_problems, sample_rows  # noqa: E402
 
 
 def main():
@@ -30,9 +30,8 @@ def main():
     lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
 
     def sampler():  # one group fits into so many tokens, two do not
-        return sample_rows(
-            model, tokenizer, problems, 32, max_new_tokens=200, batch_tokens=10000, progress=False
-        )
+        args = options("--batch-tokens 10000")
+        return sample_rows(model, tokenizer, problems, 32, args, progress=False)
 
     def run(streamed, seconds):
         """(whole seconds, those of sampling), the verifier needing `seconds` in all."""

@@ -54,7 +54,7 @@ def ours(args):
     import advantage
     import train
     from lib.model import load_model
-    from sample import read_problems, sample_rows
+    from sample import options, read_problems, sample_rows
 
     (model, tokenizer), (reference, _), clock = load_model(args.model), load_model(args.model), Clock()
     reference.requires_grad_(False)
@@ -74,9 +74,8 @@ def ours(args):
     )
     for step, _ in enumerate(sys.stdin):
         clock.lap(None)
-        rows = list(
-            sample_rows(model, tokenizer, problems, G, max_new_tokens=TOKENS, seed=step, progress=False)
-        )
+        args = options(f"--max-new-tokens {TOKENS}")
+        rows = list(sample_rows(model, tokenizer, problems, G, args, seed=step, progress=False))
         clock.lap("generation")
         rows = [
             dict(row, reward=number) for row, number in zip(rows, reward([row["completion"] for row in rows]))

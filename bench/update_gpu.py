@@ -18,8 +18,8 @@ sys.path.insert(0, HERE)
 import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-import sample  # noqa: E402
 import train  # noqa: E402
+from lib.decode import sample_batch  # noqa: E402
 from lib.logprobs import completion_logprobs, target_logprobs  # noqa: E402
 from lib.ranks import checkpoint_blocks, ranks, shard, start_ranks  # noqa: E402
 
@@ -86,21 +86,12 @@ def bench_update(model, optimizer, rows, args):
 
 def bench_sampler(model, args):
     """Tokens a second of sample.py's decoding, `samples` completions at once, none of which ends early."""
-    none, draws = (
-        torch.zeros(0, dtype=torch.long, device=args.device),
-        torch.rand(args.samples, args.completion).double(),
-    )
-    bar = train.tqdm(disable=True)
-    with (
-        torch.inference_mode(),
-        torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"),
-    ):
+    none = torch.zeros(0, dtype=torch.long, device=args.device)
+    draws = torch.rand(args.samples, args.completion, dtype=torch.double, device=args.device)
+    with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
         for tokens in (2, args.completion):  # the first warms up
             start = synchronize(args)
-            prefilled = sample.prefill(model, [list(range(args.prompt))])
-            sample.decode(
-                model, None, prefilled, args.samples, draws[:, :tokens].to(args.device), 1.0, none, none, bar
-            )
+            sample_batch(model, [list(range(args.prompt))], draws[:, :tokens], 1.0, none, lambda ids: False)
             seconds = synchronize(args) - start
     return args.samples * args.completion / seconds
 

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 import advantage  # noqa: E402
 import train  # noqa: E402, before torch, for its setting
 from lib.model import load_model  # noqa: E402
-from sample import read_problems, sample_rows  # noqa: E402
+from sample import options, read_problems, sample_rows  # noqa: E402
 
 
 def product_seconds(model, tokens):
@@ -59,9 +59,8 @@ def main():
     args = parser.parse_args()
     (model, tokenizer), (reference, _) = load_model(f"{HERE}/toy/base"), load_model(f"{HERE}/toy/base")
     reference.requires_grad_(False)
-    rows = sample_rows(
-        model, tokenizer, read_problems(f"{HERE}/toy/train.jsonl", 16), 32, max_new_tokens=200, progress=False
-    )
+    problems = read_problems(f"{HERE}/toy/train.jsonl", 16)
+    rows = sample_rows(model, tokenizer, problems, 32, options(), progress=False)
     rows = [dict(row, reward=float(sum(row["completion"].encode()) % 2)) for row in rows]
     rows = advantage.add_advantages(rows, advantage.options())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)

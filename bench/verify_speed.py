@@ -19,7 +19,7 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 import verify  # noqa: E402
 from lib.model import load_model  # noqa: E402
-from sample import read_problems, sample_rows  # noqa: E402
+from sample import options, read_problems, sample_rows  # noqa: E402
 
 
 def lean_alone(sources, lean, workers):
@@ -52,7 +52,7 @@ def main():
     rows = list(
         {
             (row["statement"], row["completion"]): row
-            for row in sample_rows(model, tokenizer, problems, 32, max_new_tokens=200, progress=False)
+            for row in sample_rows(model, tokenizer, problems, 32, options(), progress=False)
         }.values()
     )
     lean, run_lean = verify.find_lean(), verify.run_lean

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lib.cli import number
 from lib.logprobs import target_logprobs
 from lib.model import load_model
 from lib.ranks import checkpoint_blocks, full_state, shard
-from lib.vllm_engine import sync
+from lib.vllm_engine import sync_weights
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=["device", "cpu"],
         default="device",
         help="where it waits between updates",
+    )
+    group.add_argument(
+        "--micro-batch-tokens", type=number(int, 1), default=2048, help="padded tokens a forward pass"
     )
     group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument(
@@ -70,6 +74,6 @@ def sync_sampler(sampler: Any, engines: list, model: Any, args: argparse.Namespa
     """Gives the sampler the updated weights. All ranks call it, since sharded weights are gathered."""
     weights = full_state(model) if is_sharded(args) else None
     if engines:
-        sync(engines, model, args.dtype, weights)
+        sync_weights(engines, model, args.dtype, weights)
     elif weights and sampler is not None:
         sampler.load_state_dict(weights)

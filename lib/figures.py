@@ -155,7 +155,7 @@ def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel
         reached = by_rank[3] >= min(10, by_rank[3].max())
         relative[label] = (np.arange(by_bin.shape[1]) + 0.5) / by_bin.shape[1], by_bin
         absolute[label] = np.arange(reached.sum()), by_rank[:, reached]
-    title = "proofs made likelier"
+    title = "the base model's proofs made likelier"
     by_rank = Panel(f"{title}, by rank", "rank (0 = the problem's likeliest proof)", absolute)
     return [Panel(title, "relative rank (0 likeliest, 1 rarest)", relative), by_rank]
 
@@ -170,7 +170,8 @@ def write_csv(path: str, parts: list[Panel]) -> None:
                 for label, (x, curve) in part.lines.items():
                     for place, point in zip(x, curve[:3].T):
                         numbers = ["" if np.isnan(number) else f"{number:.6g}" for number in point]
-                        writer.writerow([part.title, label, f"{place:.6g}", *numbers])
+                        name = place if isinstance(place, str) else f"{place:.6g}"
+                        writer.writerow([part.title, label, name, *numbers])
     except OSError as error:
         cannot_write(path, error)
 
@@ -188,12 +189,12 @@ def read_csv(path: str) -> dict[str, dict[str, Line]]:
     }
 
 
-def cells(curve: np.ndarray, length: int, sign: str = "", scale: float = 100) -> list[str]:
-    """The cells of a [3, K] array, "value [low, high]"; "-" where there is none, and up to the length."""
-    texts = [
-        "-" if np.isnan(m) else f"{m:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-        for m, low, high in scale * curve[:3].T
-    ]
+def cells(curve: np.ndarray, length: int, form: str = ".1f", scale: float = 100) -> list[str]:
+    """The cells of a [3, K] array: value [low, high], or a value alone; "-" if none, and up to the length."""
+    texts = []
+    for value, low, high in scale * curve[:3].T:
+        interval = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+        texts.append("-" if np.isnan(value) else f"{value:{form}}{interval}")
     return texts + ["-"] * (length - len(texts))
 
 

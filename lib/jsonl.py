@@ -55,10 +55,13 @@ def check_row(where: str, row: dict, keys: Iterable[str], optional: Iterable[str
 # ---- reading ----
 
 
+DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: NaN is not JSON
+
+
 def parse_line(line: str, where: str) -> dict:
     """The JSON object of a line; ends the program with a sentence if it is none."""
     try:
-        row = json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: NaN is not JSON
+        row = DECODER.decode(line)
     except (ValueError, RecursionError):
         row = None
         if not line.startswith("["):

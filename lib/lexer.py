@@ -19,20 +19,25 @@ COMMANDS = set(
     compile_inductive compile_def gen_injective_theorems init_quot library_note lrat_proof
     mk_iff_of_inductive_prop norm_cast_add_elim proof_wanted recall extend_docs deprecate deprecated_module
     show_panel_widgets suppress_compilation unset_option unsuppress_compilation set_library_suggestions
-    set_premise_selector with_weak_namespace whatsnew sudo""".split()
+    set_premise_selector with_weak_namespace whatsnew sudo meta deprecated_syntax docs_to_verso
+    init_grind_norm reset_grind_attrs grind_annotated tactic_extension recommended_spelling unlock_limits
+    end_local_scope set_config test_extern def_eval_config_item gen_cnstr_fns lf_certify lf_export
+    lf_signature""".split()
 )
-COMMAND_FAMILIES = "(?:(?:assert|builtin|declare|initialize|register)_|run_(?:cmd|elab|meta|tac))"
+COMMAND_FAMILIES = (
+    "(?:(?:assert|builtin|declare|derive|ensure|initialize|register)_|run_(?:cmd|elab|meta|tac)|elpi)"
+)
 HASH_COMMANDS = re.compile(  # what their names begin with, after the #
-    "adapt|aesop|align|allow|assert|check|compile|conv|count|def|discr|dump|eval|exit|expand|explode|explore|find"
-    "|grind|guard|help|here|html|import|info|inst|kernel|lean|lint|list|long|loogle|min|moogle|norm|open|parse"
-    "|plausible|pp|print|push|px|red|ring|sample|search|show|simp|slim|stat|string|synth|tactic|test|time|trace"
+    "adapt|aesop|align|allow|assert|check|compile|conv|count|def|discr|dump|elpi|eval|exit|expand|explode|explore|find"
+    "|grind|guard|help|here|html|import|info|inst|kernel|lang|lean|lf_|lint|list|long|loogle|min|moogle|norm|open|parse"
+    "|plausible|post|pp|print|push|px|red|ring|sample|search|show|simp|slim|stat|string|synth|tactic|test|time|trace"
     "|trans|unfold|unify|version|view|where|whnf|widget|with"
 )
 
 # Gaps, code that runs while Lean checks, files, other programs: wrong wherever they stand, as «word» too.
 BANNED_WORDS = set(
     """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
-    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! decl_name""".split()
+    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! decl_name idbg""".split()
 )
 # Wrong in any namespace: ways past the kernel, and effects, because Lean runs (config := ...) as code.
 BANNED_NAMES = re.compile(
@@ -60,7 +65,9 @@ TACTICS = set(
 # At an identifier that is no tactic Lean reports an error and goes on one character further, inside the name:
 # `hrun_cmd` and `x.axiom` are commands then. The candidate is rejected, but the command has run. Frequent
 # ends of names may stay: HARMLESS needs a second command to do anything, SOMETIMES a declaration.
-HARMLESS = set("open end local scoped public private protected partial nonrec noncomputable mutual".split())
+HARMLESS = set(
+    "open end local scoped public private protected partial meta nonrec noncomputable mutual".split()
+)
 SOMETIMES = {"def", "class", "lemma", "prefix", "infix"}
 RUNNING = (
     rf"{COMMAND_FAMILIES}[a-z_]*|(?:elab|macro|syntax|d?simproc)(?:_[a-z]+)?"
@@ -188,7 +195,8 @@ def forbidden(completion: str) -> str | None:
     for place, (kind, word, column) in enumerate(words):
         before, after = texts[place - 1] if place else "", texts[place + 1 : place + 20]
         if word in "([{⟨":
-            brackets.append(word == "[" and before == "only")
+            simp = place > 1 and re.match("d?simp|grind", texts[place - 2])
+            brackets.append(bool(simp) and before + word == "only[")
         elif word in ")]}⟩" and brackets:
             brackets.pop()
         if kind == "string" and ("{" in word or RUNS.search(word)):
@@ -223,33 +231,46 @@ def forbidden(completion: str) -> str | None:
 
 
 @functools.lru_cache(1000)
-def theorem_name(statement: str) -> str:
-    """The name of the statement's last theorem; ValueError says what is wrong with the statement."""
-    if not re.search(r":=\s*by\s*\Z", statement):
+def theorem_place(statement: str) -> tuple[int, str]:
+    """Where the name of the statement's last theorem begins, and that name.
+
+    ValueError says what is wrong with the statement."""
+    position, words = 0, []
+    for kind, word, _ in scan(statement):
+        if kind != "space":
+            words.append((position, kind, word))
+        position += len(word)
+    if [word for _, _, word in words[-3:]] != [":", "=", "by"]:  # no comment follows, nor is this one
         raise ValueError("it does not end in ':= by'")
-    words = list(tokens(statement))
+    words = [word for word in words if word[1] != "comment"]
     pairs = list(zip(words, words[1:]))
-    if any(word == "@" and following == "[" for (_, word, _), (_, following, _) in pairs):
+    if any(word == "@" and following == "[" for (_, _, word), (_, _, following) in pairs):
         raise ValueError("it carries an attribute; take that off")  # by @[simp] its copies would be used
-    for (_, word, _), (kind, name, _) in reversed(pairs):
+    for (_, _, word), (start, kind, name) in reversed(pairs):
         if word in ("theorem", "lemma") and kind == "name":
-            return name
+            return start, name
     raise ValueError("it holds no named theorem")
 
 
+def theorem_name(statement: str) -> str:
+    """The name of the statement's last theorem; ValueError as in theorem_place."""
+    return theorem_place(statement)[1]
+
+
+@functools.lru_cache(1000)
 def single_theorem(statement: str) -> bool:
     """Whether the statement is surely one plain theorem, which leaves nothing in the file but its name.
 
     False where in doubt: a second command, a modifier, an attribute, brackets that do not balance, a quoted
     name, another `:=` outside brackets, anything that forbidden() would not take from a proof."""
     try:
-        theorem_name(statement)
+        theorem_name(statement)  # it has one, and ends in ':= by'
         words = list(tokens(statement))
     except ValueError:
         return False
     head = words[1:] if words and words[0][1] == "/--" else words  # a doc comment
     texts = [word for _, word, _ in head]
-    if texts[:1] not in (["theorem"], ["lemma"]) or texts[-3:] != [":", "=", "by"] or "/--" in texts:
+    if texts[:1] not in (["theorem"], ["lemma"]) or "/--" in texts or "/-!" in statement:
         return False
     name = texts[1]
     if head[1][0] != "name" or "«" in name or name.startswith("_root_"):

@@ -44,8 +44,16 @@ def load_counts(path: str) -> dict[str, Any]:
     how often each correct text, and each sequence of tactic names, occurs. Only these stay in memory."""
     problems, unverified = {}, 0
     for row in read_verified(path, "completion", "finish_reason"):
-        new = {"n": 0, "truncated": 0, "correct": 0, "proofs": Counter(), "sequences": Counter()}
-        problem = problems.setdefault(row["id"], new)
+        if row["id"] not in problems:
+            new: dict[str, Any] = {
+                "n": 0,
+                "truncated": 0,
+                "correct": 0,
+                "proofs": Counter(),
+                "sequences": Counter(),
+            }
+            problems[row["id"]] = new
+        problem = problems[row["id"]]
         if row["reward"] is None:
             unverified += 1
             continue
@@ -54,10 +62,12 @@ def load_counts(path: str) -> dict[str, Any]:
         if row["reward"] >= 1:
             problem["correct"] += 1
             problem["proofs"][row["completion"].strip()] += 1
-            problem["sequences"][tactic_names(row["completion"])] += 1
     judged = {name: problem for name, problem in problems.items() if problem["n"]}
     if not judged:
         fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
+    for problem in judged.values():
+        for proof, times in problem["proofs"].items():
+            problem["sequences"][tactic_names(proof)] += times
     lists = {key: [problem[key] for problem in judged.values()] for key in new}
     arrays = {key: np.array(lists[key]) for key in ("n", "truncated", "correct")}
     unjudged = len(problems) - len(judged)
@@ -77,10 +87,14 @@ def correct_samples(path: str) -> list[dict]:
 
 def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
-    from lib.logprobs import completion_logprobs  # here, since pass@N needs no torch
+    import torch  # here, since pass@N needs none of these
+
+    from lib.logprobs import completion_logprobs
     from lib.model import load_model
 
-    model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = auto if args.device == "auto" else args.device
+    model, _ = load_model(model_path, dtype=args.dtype, device=device)
     largest = max((max(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0)
     if largest >= model.config.vocab_size:
         size = f"{model_path} has only {model.config.vocab_size}"
@@ -115,7 +129,7 @@ def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
     if len({os.path.realpath(model) for model in models}) > 1:
         fail(f"the runs began with {' and '.join(sorted(set(models)))}; compare runs of one base model")
     if all(len(paths) > 1 for paths in evaluations):
-        return models[0], {"base": evaluations[0][0]} | {
+        return models[0], {"base model": evaluations[0][0]} | {
             name: paths[-1] for name, paths in zip(runs, evaluations)
         }
     if len(runs) > 1:

@@ -1,20 +1,25 @@
 #!/bin/bash
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
-#     bash results/run.sh                  # the runs, into runs/results; their tables and figures replace those in results/
-#     LR=5e-5 SHORT=0 bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5          # half the learning rate, no ablation
-#     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the same in a few minutes, somewhere else
+#     bash results/run.sh                            # settings and ablation, into runs/results; then tables and figures
+#     PARTS=rivals bash results/run.sh               # other estimators of the advantage, beside the settings
+#     PARTS=temperature bash results/run.sh          # each trained model at four temperatures (after the settings)
+#     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
+#     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # all of it in minutes
 #
-# Two runs at a time, each on one core: that takes less time than one after the other on two. They share what Lean has said of
-# a completion (--verdicts): many are sampled by several of them. A run goes once through its problems, the first of toy/train.jsonl.
+# Two jobs at a time, each on one core: that takes less time than one after the other on two. They share Lean's verdicts
+# (--verdicts), since many completions are sampled by several of them. A run goes once through its problems, the first of
+# toy/train.jsonl; temperatures are chosen on the last 200, which no run trains on.
 set -euo pipefail
-export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64} SEEDS=${SEEDS:-0 1 2}
+export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
+PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2} TEMPERED=${TEMPERED:-default unlikeliness-2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
 OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
 cd "$(dirname "$0")/.."
 head -n $((16 * STEPS)) toy/train.jsonl > "$OUT/train.jsonl"
+tail -n 200 toy/train.jsonl > "$OUT/tuning.jsonl"
 
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
@@ -27,24 +32,35 @@ run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after t
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
         --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
-    judged "$1-seed$2/val-$3" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
+    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
     if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
-        judged "$1-seed$2/val-$SHORT" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
+        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
     fi
 }
 
-job() {  # one of the two, with its words in a log
-    local start=$SECONDS log="$OUT/$2.log"
-    if [ "$1" = run ]; then log="$OUT/$2-seed$3.log"; fi
+tempered() {  # NAME SEED TEMPERATURE: samples of a trained model, or of the base model, at this temperature
+    local folder=$1-seed$2 model=$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$STEPS")
+    if [ "$1" = base ]; then folder=base model=toy/base; fi
+    judged "$folder/tune-$3" --model "$model" --problems "$OUT/tuning.jsonl" --num-samples "$SAMPLES" --temperature "$3" || return
+    if [ "$3" = 1.0 ]; then
+        ln -sfn val "$OUT/$folder/val-1.0"  # they are there already
+    else
+        judged "$folder/val-$3" --model "$model" --problems toy/val.jsonl --num-samples "$SAMPLES" --temperature "$3"
+    fi
+}
+
+job() {  # one of the three, with its words in a log
+    local start=$SECONDS log="$OUT/${2/\//-}.log"
+    if [ "$1" != judged ]; then log="$OUT/$2-seed$3.log"; fi
     "$@" >> "$log" 2>&1 || { echo "failed, see $log: $*" >&2; exit 255; }
     echo "$((SECONDS - start)) s: $*"
 }
-export -f judged run job
+export -f judged run tempered job
 
-{
-    echo "judged base --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # more, since all are compared with it
+settings() {  # the paper's (Table 1), and the base model
+    echo "judged base/val --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
     echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
-    for seed in $SEEDS; do  # the paper's settings (Table 1)
+    for seed in $SEEDS; do
         echo "run default $seed $STEPS $SAMPLES --kl 0.02"
         echo "run high-kl $seed $STEPS $SAMPLES --kl 0.1"
         echo "run epochs-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2"
@@ -52,13 +68,35 @@ export -f judged run job
         echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done
-    for seed in $([ "$SHORT" -eq 0 ] || echo $SEEDS); do  # the ablation: unlikeliness-2 with one thing changed; its beta_rank 0 is epochs-2
+}
+
+ablation() {  # unlikeliness-2 with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
+    for seed in $SEEDS; do
         echo "run beta-0.1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.1"
         echo "run beta-0.5 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.5"
         echo "run beta-1 $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 1"
         echo "run token-mean $seed $SHORT $FEWER --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25 --rank-by token-mean"
     done
-} | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
+}
+
+rivals() {  # the estimators that keep most at large N in the synthetic setting
+    for seed in $SEEDS; do
+        echo "run f-grpo-unlikely $seed $STEPS $SAMPLES --estimator f-grpo --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+        echo "run pass-at-k $seed $STEPS $SAMPLES --estimator pass-at-k --kl 0.02"
+        echo "run w-reinforce $seed $STEPS $SAMPLES --estimator w-reinforce --kl 0.1 --ppo-epochs 2"
+    done
+}
+
+temperature() {
+    for T in 0.8 1.0 1.25 1.5; do
+        echo "tempered base - $T"
+        for seed in $SEEDS; do
+            for name in $TEMPERED; do echo "tempered $name $seed $T"; done
+        done
+    done
+}
+
+if [[ ! " $PARTS " =~ " ablation " ]]; then export SHORT=0; fi
+for part in $PARTS; do "$part"; done | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 
 python results/report.py "$OUT" --out "$REPORT"
-python results/mechanism.py --out "$REPORT"

@@ -131,7 +131,8 @@ BEFORE = "--model good --num-samples 2 --max-new-tokens 4"  # what a command of 
 
 CASES = [
     # sample.py
-    ("sample", "", {}, "--model --problems required"),
+    ("sample", "", {}, "--out required"),
+    ("sample", f"{BEFORE} --problems problems.jsonl --out out.jsonl --max-new-tokns 5", {}, "'did you mean --max-new-tokens?'"),
     ("sample", f"{BEFORE} --problems problems.jsonl", {}, "--out required"),
     ("sample", f"{BEFORE} --problems problems.jsonl --out problems.jsonl", {}, "--out read"),
     ("sample", f"{BEFORE} --problems in.jsonl --out ./in.jsonl", {"in.jsonl": lines(PROBLEM)}, "in.jsonl read --out"),

@@ -21,7 +21,7 @@ def test_the_commands_of_the_docstring_are_the_scripts(path):
         source = file.read()
     script = f"bench/{os.path.basename(path)}"
     commands = re.findall(rf"^    \S+.*?{script}(.*?)(?:#.*)?$", ast.get_docstring(ast.parse(source), clean=False), re.M)
-    declared = re.findall(r'add_argument\("(--[a-z-]+)"', source)
+    declared = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source)
     assert commands and all(flag in declared for command in commands for flag in re.findall(r"--[a-z-]+", command))
     with open(f"{ROOT}/bench/README.md", encoding="utf-8") as file:
         assert script in file.read()

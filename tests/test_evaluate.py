@@ -555,14 +555,14 @@ def run_folders(tmp_path, tiny_model_dir):
 def test_compare_command(run_folders, called):
     done = called("compare", run_folders / "runs/a", run_folders / "runs/b", "--labels", "a", "b", "--out", run_folders / "figures")
     assert done.returncode == 0, done.stderr
-    assert "a - base" in done.stdout and "b - a" in done.stdout and "b, % likelier" in done.stdout
+    assert "a - base model" in done.stdout and "b - a" in done.stdout and "b, % likelier" in done.stdout
     assert "- a proves 62.5 % of 2 theorems at one try, 12.5 points more" in done.stdout  # (4/4 + 1/4) / 2, before (3/4 + 1/4) / 2
     assert "- b proves 29.2 % of 2 theorems" in done.stdout  # (1/3 + 1/4) / 2
     assert is_png(run_folders / "figures/compare.png")
     numbers = figures.read_csv(str(run_folders / "figures/compare.csv"))
     assert numbers["pass@N"]["a"][1][0].tolist() == [0.625, 0.75, 0.875, 1.0]  # q: 1/4, 1/2, 3/4, 1
-    assert numbers["distinct proofs"]["base"][0].tolist() == [1]  # a problem with one correct sample is in it
-    assert list(numbers) == ["pass@N", "pass@N above base", "proofs made likelier", "distinct proofs", "distinct sequences of tactic names",
+    assert numbers["distinct proofs"]["base model"][0].tolist() == [1]  # a problem with one correct sample is in it
+    assert list(numbers) == ["pass@N", "pass@N above base model", "the base model's proofs made likelier", "distinct proofs", "distinct sequences of tactic names",
                              "reward, mean of all samples", "share of distinct completions", "KL to the base model, per token"]
 
 

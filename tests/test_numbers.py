@@ -50,7 +50,8 @@ def with_vocabulary(size):
 
 
 def sampled(model, tokenizer, **options):
-    return list(sample.sample_rows(model, tokenizer, PROBLEMS, 4, **{"max_new_tokens": 20, "progress": False} | options))
+    args = sample.options(f"--max-new-tokens {options.pop('max_new_tokens', 20)} --temperature {options.pop('temperature', 1.0)}")
+    return list(sample.sample_rows(model, tokenizer, PROBLEMS, 4, args, progress=False, **options))
 
 
 def trained(model, rows, **changes):

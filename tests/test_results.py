@@ -1,63 +1,14 @@
-"""What results/ computes: the mechanism in isolation, intervals over seeds and problems, tables put in their place."""
+"""What results/ computes: intervals over seeds and problems, tables put in their place."""
 import json
 import os
 import sys
 
 import numpy as np
 import pytest
-import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "results")]
-import mechanism  # noqa: E402
 import report  # noqa: E402
-
-
-def test_what_a_likelier_proof_adds_to_pass_at_n_by_hand():
-    assert mechanism.gain(0.5, 1) == pytest.approx(0.1)  # 0.6 - 0.5
-    assert mechanism.gain(0.1, 2) == pytest.approx(0.9**2 - 0.88**2)  # 0.0356
-    assert mechanism.gain(0.9, 3) == pytest.approx(0.1**3)  # 1.2 * 0.9 is more than 1
-    p = np.logspace(-5, 0, 2000)
-    for N in (8, 64, 512, 4096):  # largest near 1/N
-        assert 0.8 < N * p[mechanism.gain(p, N).argmax()] < 1.05
-
-
-def test_the_figure_names_its_probabilities(monkeypatch):
-    figures = []
-    monkeypatch.setattr(mechanism, "save", lambda figure, path: figures.append(figure))
-    monkeypatch.setattr(sys, "argv", ["mechanism.py", "--groups", "1000", "--out", os.devnull])
-    monkeypatch.setattr(os, "makedirs", lambda *rest, **keys: None)
-    mechanism.main()
-    figures[0].canvas.draw()
-    for ax in figures[0].axes:
-        words = [label.get_text() for label in ax.get_xticklabels()]
-        assert "0.01" in words and "0.1" in words and "$" not in "".join(words)
-
-
-def test_one_group_through_the_loss_by_hand():
-    """The first step of plain gradient descent from ratio 1: d loss / d logit_k = -(sum of A_i (1[i = k] - p_k)) / G."""
-    generator = torch.Generator().manual_seed(3)
-    history, drawn, clips = mechanism.epochs_of_one_group(0.0, 1, 2.0, generator)
-    rewards = mechanism.CORRECT[drawn].double()
-    advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
-    p = mechanism.policy().double().exp()
-    counts = torch.zeros(64).double().index_add_(0, drawn, advantages)
-    logits = mechanism.policy().double() + 2.0 * (counts - p * advantages.sum()) / 32
-    assert torch.allclose(history[1].double(), logits.log_softmax(0), atol=1e-5) and not clips.any()
-
-
-def test_more_epochs_and_the_unlikeliness_reward_turn_to_the_rare_proofs():
-    shares, past = {}, {}
-    for unlikeliness in (0.0, 0.25):
-        change, clipped = mechanism.average(unlikeliness, 3, groups=600)
-        change, clipped = change[:, mechanism.CORRECT], clipped[:, mechanism.CORRECT]
-        shares[unlikeliness] = (change[:, -10:].nanmean(1) / change[:, :10].nanmean(1)).tolist()  # rare ones' gain over likely ones', by epoch
-        past[unlikeliness] = clipped[:, :10].nanmean(1).tolist(), clipped[:, -10:].nanmean(1).tolist()
-    plain, unlikely = shares[0.0], shares[0.25]
-    assert 0.3 < plain[0] < 0.7 and plain[0] < plain[1] < plain[2]  # the rank bias, less of it with each epoch
-    assert all(a < b for a, b in zip(plain, unlikely)) and unlikely[2] > 0.9
-    likely, rare = past[0.0]
-    assert likely[0] == rare[0] == 0 and likely[1] > 0.1 and likely[2] > 0.4 and rare[1] < 0.05  # who is past the clip before each epoch
 
 
 def test_an_interval_over_seeds_and_problems():
@@ -80,6 +31,79 @@ def test_pass_at_n_of_seeds_side_by_side(tmp_path):
     values = report.passes([tmp_path / "0.jsonl", tmp_path / "1.jsonl"])
     # 1 - C(4 - c, N) / C(4, N) for c = 1, 2 and N = 1, 2, 4
     assert np.allclose(values[:, 0], [[1 / 4, 1 / 2, 1], [1 / 2, 5 / 6, 1]]) and not values[:, 1].any()
+
+
+def test_numbers_of_the_training_are_of_all_seeds(tmp_path):
+    for seed, values in enumerate(([1, None, 3], [None, 4, 8])):
+        (tmp_path / f"{seed}").mkdir()
+        (tmp_path / f"{seed}/metrics.jsonl").write_text("".join(json.dumps({"step": 0, "kl": value}) + "\n" for value in values))
+    runs = [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert report.metric(runs, "kl", slice(None), np.mean, 1) == [4, 2, 6]  # (1 + 3) / 2 and (4 + 8) / 2
+    assert report.metric(runs, "kl", slice(None), np.sum, 10) == [80, 40, 120]
+    assert report.metric(runs, "kl", slice(-1, None), np.mean, 1) == [5.5, 3, 8]
+
+
+def test_a_table_by_hand():
+    lines = {"a": ([1, 2], np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]])), "b": ([1], np.array([[0.1], [0.0], [0.2]]))}
+    assert report.table(report.Panel("t", "points", lines, log=True)).split("\n") == [
+        "| points |                    a |                   b |",
+        "| ------ | -------------------: | ------------------: |",
+        "| pass@1 | +50.0 [+40.0, +60.0] | +10.0 [+0.0, +20.0] |",
+        "| pass@2 | +25.0 [+20.0, +30.0] |                   - |"]
+
+
+def samples(path, correct, n=4):
+    """A verified file: so many correct of n samples of each problem, all alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [dict(id=name, statement=f"theorem {name} : True := by", sample=k, reward=float(k < c), completion=f"\n  exact h{k}", prompt_ids=[1, 158],
+                 completion_ids=[4, 33 + k, 2], finish_reason="stop") for name, c in correct.items() for k in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_each_n_has_its_own_best_temperature(tmp_path):
+    tuning = {0.8: dict(a=4, b=0), 1.0: dict(a=1, b=1), 1.25: dict(a=0, b=1), 1.5: dict(a=0, b=0)}
+    held_out = {0.8: dict(c=1), 1.0: dict(c=2), 1.25: dict(c=4), 1.5: dict(c=4)}
+    for T in tuning:
+        samples(tmp_path / f"base/tune-{T}/verified.jsonl", tuning[T])
+        samples(tmp_path / f"base/val-{T}/verified.jsonl", held_out[T])
+    values, which = report.at_best_temperature(str(tmp_path), "base")
+    # tuning at N = 1, 2, 4: 0.8 gives 1/2, 1/2, 1/2 and 1.0 gives 1/4, 1/2, 1; the lower one of equals
+    assert which == [0.8, 0.8, 1.0]
+    assert values[0, 0].tolist() == [1 / 4, 1 / 2, 1]  # c: 1 of 4, 1 of 4, 2 of 4
+
+
+def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "runs"
+    samples(folder / "base/val/verified.jsonl", dict(p=1, q=0))
+    samples(folder / "base-train/verified.jsonl", dict(t=3, u=2))
+    for k, name in enumerate([*report.SETTINGS, "beta-0.1", "beta-0.5", "beta-1", "token-mean", "new"]):
+        run = folder / f"{name}-seed0"
+        (run / "checkpoints").mkdir(parents=True)
+        for step in (1, 2):
+            (run / f"checkpoints/step_{step:05d}").symlink_to(f"{ROOT}/toy/base")
+        samples(run / "short/verified.jsonl", dict(p=1, q=1))
+        if name in report.SETTINGS or name == "new":
+            samples(run / "val/verified.jsonl", dict(p=2, q=k % 3))
+        rows = [dict(step=s, reward=0.5, unique=0.75, kl=0.002, clip_fraction=0.0, updates=2, solved=1, unique_proofs=7) for s in range(2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for run in ("base", "default-seed0"):
+        for T in report.TEMPERATURES:
+            for part in ("tune", "val"):
+                samples(folder / f"{run}/{part}-{T}/verified.jsonl", dict(p=1, q=3))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("<!-- to-base -->\n<!-- end -->\n<!-- training -->\n<!-- end -->\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(out)])
+    report.main()
+    told, page = capsys.readouterr().out, (out / "README.md").read_text()
+    assert "epochs-2 - high-kl" in told and "0.8 to 1.0" in told and " new |" in told and "temperature-chosen" in told
+    lines = {line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]] for line in page.split("\n") if line.startswith("|")}
+    assert lines["pass@1"] == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]  # 1 of 8 before; 2 + 0, 1 or 2 of 8
+    assert lines["optimizer steps"][0] == "4.0" and lines["KL a token, last 10, thousandths"][0] == "2.0"
+    numbers = (out / "tables.csv").read_text()
+    assert "to-base,high-kl - base,1,0.25," in numbers and "ablation,beta-1 - base,1,0.125," in numbers and "temperature-pairs,default - base,1,0,0,0" in numbers
+    for name in ("pass_at_n", "uplift", "curves"):
+        assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path):

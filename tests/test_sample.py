@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import lib.decode
 import sample
-from lib.decode import distinct
+from lib.decode import plan_batches
 from lib.model import load_model
-from sample import build_prompt, plan_batches, read_problems, sample_rows
+from sample import build_prompt, options, read_problems, sample_rows
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sample.py")
 PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
@@ -24,9 +25,10 @@ def model_and_tokenizer(tiny_model_dir):
     return load_model(tiny_model_dir)
 
 
-def rows_of(model_and_tokenizer, problems=PROBLEMS, num_samples=6, **options):
-    options = dict(max_new_tokens=30, progress=False, **options)
-    return list(sample_rows(*model_and_tokenizer, problems, num_samples, **options))
+def rows_of(model_and_tokenizer, problems=PROBLEMS, num_samples=6, seed=0, model_name="", **flags):
+    args = options("--max-new-tokens 30")
+    vars(args).update(flags)
+    return list(sample_rows(*model_and_tokenizer, problems, num_samples, args, seed=seed, model_name=model_name, progress=False))
 
 
 def with_likely_eos(model, monkeypatch, share=0.1):
@@ -95,7 +97,7 @@ def test_batch_size_changes_nothing_and_seed_does(model_and_tokenizer, monkeypat
 def test_first_token_follows_the_softmax(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     n = 4000
-    rows = list(sample_rows(model, tokenizer, PROBLEMS[:1], n, max_new_tokens=1, temperature=0.5, progress=False))
+    rows = rows_of(model_and_tokenizer, PROBLEMS[:1], n, max_new_tokens=1, temperature=0.5)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1]
     expected = n * torch.softmax(logits / 0.5, -1).double().numpy()
@@ -105,7 +107,8 @@ def test_first_token_follows_the_softmax(model_and_tokenizer):
     assert common.sum() > 10 and chi2 < common.sum() + 4 * np.sqrt(2 * common.sum())
 
 
-def test_prompts_are_prefilled_once_and_finished_rows_leave(model_and_tokenizer, monkeypatch):
+def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
+    """30 completions: a row leaves as soon as it has ended, or with some others."""
     model = model_and_tokenizer[0]
     with_likely_eos(model, monkeypatch)
     shapes = []
@@ -114,41 +117,68 @@ def test_prompts_are_prefilled_once_and_finished_rows_leave(model_and_tokenizer,
         shapes.append(tuple(kwargs["input_ids"].shape))
         return original(*args, **kwargs)
     monkeypatch.setattr(model, "forward", forward)
-    rows = rows_of(model_and_tokenizer)
-    longest = max(len(row["prompt_ids"]) for row in rows)
-    assert shapes[0] == (5, longest) and all(length == 1 for _, length in shapes[1:])
-    # Samples of a group are one row until they part, and every row has a next token to sample: the first comes from the prefill.
-    texts = {(row["id"], *row["completion_ids"][:k]) for row in rows for k in range(1, len(row["completion_ids"]))}
-    assert sum(batch for batch, _ in shapes[1:]) == len(texts) < sum(len(row["completion_ids"]) - 1 for row in rows)
-    shapes.clear()
-    rows_of(model_and_tokenizer, batch_tokens=150)  # two or three samples at a time, and still one prefill a prompt
-    assert [batch for batch, length in shapes if length > 1] == [1] * 5
+    expected = rows_of(model_and_tokenizer)  # fewer rows than leave together: all stay
+    longest = max(len(row["prompt_ids"]) for row in expected)
+    lengths = [len(row["completion_ids"]) for row in expected]
+    assert shapes == [(5, longest)] + [(30, 1)] * (max(lengths) - 1)
+    for rows_at_once in (1, 4):
+        shapes.clear()
+        monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", rows_at_once)
+        rows = rows_of(model_and_tokenizer)
+        assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in expected]
+        assert all(np.allclose(a["logprobs"], b["logprobs"], atol=2e-6) for a, b in zip(rows, expected))
+        batch = 30
+        for t, (size, length) in enumerate(shapes[1:], 1):  # before it, a step takes as many as may leave, at most once
+            batch -= rows_at_once * (batch - sum(n > t for n in lengths) >= rows_at_once)
+            assert (size, length) == (batch, 1)
+        assert len({size for size, _ in shapes[1:]}) > 5
 
 
-def test_distinct_by_hand():
-    # rows 0, 1, 2 of samples: 0 goes on with 7 and 4, 1 with 7 alone, 2 with 5, 7 and 6: six rows, the first of each stays
-    former, token, row = distinct(torch.tensor([0, 2, 0, 2, 1, 0, 2, 2]), torch.tensor([7, 6, 4, 5, 7, 7, 7, 5]))
-    assert former.tolist() == [0, 1, 2, 0, 2, 2] and token.tolist() == [4, 7, 5, 7, 6, 7]
-    assert row.tolist() == [3, 4, 0, 2, 1, 3, 5, 2]
-    # rows 0 and 2 have ended: what was at 3 and 1 fills the two places
-    former, token, row = distinct(torch.tensor([3, 1, 3]), torch.tensor([9, 8, 9]))
-    assert sorted(zip(former.tolist(), token.tolist())) == [(1, 8), (3, 9)] and former[1] == 1 and row.tolist() == [0, 1, 0]
+HYBRIDS = {
+    "gemma2": dict(sliding_window=8),
+    "lfm2": dict(layer_types=["conv", "full_attention"], block_ff_dim=128, conv_L_cache=3),
+    "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=4,
+                       linear_key_head_dim=16, linear_value_head_dim=16, num_experts=0, mlp_only_layers=[0, 1])}
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_distinct_gives_each_sample_its_own_text(seed):
-    rng = torch.Generator().manual_seed(seed)
-    old, drawn = torch.randint(6, (40,), generator=rng), torch.randint(4, (40,), generator=rng)
-    former, token, row = distinct(old, drawn)
-    assert torch.equal(former[row], old) and torch.equal(token[row], drawn)
-    assert len(former) == len(set(zip(old.tolist(), drawn.tolist()))) and set(row.tolist()) == set(range(len(former)))
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_windows_and_recurrent_states_follow_their_rows(kind, monkeypatch):
+    """A row's sliding window, convolution and recurrent state move with it when others leave the batch."""
+    from conftest import lean_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+    monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", 1)
+    torch.manual_seed(0)
+    tokenizer = lean_tokenizer()
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.1, eos_token_id=2, pad_token_id=0, **HYBRIDS[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = [2, 5, 6, 7, 8, 9]
+    rows = rows_of((model, tokenizer), max_new_tokens=25)
+    assert len({len(row["completion_ids"]) for row in rows}) > 10
+    for row in rows:
+        prompt, ids = row["prompt_ids"], torch.tensor(row["completion_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids.tolist()]), use_cache=False).logits[0, len(prompt) - 1:-1]
+        assert np.allclose(row["logprobs"], logits.log_softmax(-1).gather(1, ids[:, None])[:, 0], atol=1e-5)
 
 
-def test_plan_batches():
-    assert plan_batches([10, 10, 50, 10], 4, 10, 10**6) == [(0, 4, 4)]
-    assert plan_batches([10, 10, 50, 10], 4, 10, 240) == [(0, 2, 4), (2, 3, 4), (3, 4, 4)]
-    assert plan_batches([10, 10, 50, 10], 4, 10, 60) == [(0, 1, 3), (1, 2, 3), (2, 3, 1), (3, 4, 3)]
-    assert plan_batches([10], 4, 10, 1) == [(0, 1, 1)]
+@pytest.mark.parametrize("longest, num_samples, batch_tokens, expected", [
+    (60, 4, 10**6, (4166, 4)), (60, 4, 480, (2, 4)), (60, 4, 479, (1, 4)), (60, 4, 240, (1, 4)),
+    (60, 4, 239, (1, 3)), (60, 4, 120, (1, 2)), (60, 4, 1, (1, 1))])
+def test_plan_batches(longest, num_samples, batch_tokens, expected):
+    """(problems, samples of each): their product times 60 stays within the tokens, but for a single row."""
+    assert plan_batches(longest, num_samples, batch_tokens) == expected
+
+
+def test_skipped_groups_change_no_batch(model_and_tokenizer, monkeypatch):
+    """A continued run computes the very batches, and so the very floats, of one that was not interrupted."""
+    with_likely_eos(model_and_tokenizer[0], monkeypatch)
+    args = options("--max-new-tokens 30 --batch-tokens 500")  # one group or two at a time
+    whole = list(sample_rows(*model_and_tokenizer, PROBLEMS, 3, args, progress=False))
+    for skip in range(6):
+        rest = list(sample_rows(*model_and_tokenizer, PROBLEMS, 3, args, progress=False, skip=skip))
+        assert rest == whole[3 * skip:]
 
 
 def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
@@ -184,6 +214,8 @@ def test_reader(tmp_path):
     assert read_problems(own) == [{"id": "a", "statement": "A : p := by"},
                                   {"id": "b", "statement": "B := by", "informal": "I"}]
     assert [problem["id"] for problem in read_problems(own, limit=1)] == ["a"]
+    own.write_text('{"id": "a", "statement": "3 + 4 ="}\n')  # for a verifier of one's own
+    assert read_problems(own, lean=False) == [{"id": "a", "statement": "3 + 4 ="}]
 
 
 def run(*arguments):

@@ -21,8 +21,8 @@ import sample
 from lib import vllm_engine
 from lib.jsonl import read_jsonl
 from lib.model import load_model
-from lib.vllm_engine import start_engines, stop, sync, vllm_rows
-from sample import sample_rows
+from lib.vllm_engine import engine_options, start_engines, stop, sync_weights
+from sample import options, sample_rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = f"{ROOT}/toy/base"
@@ -89,8 +89,14 @@ class LLMEngine:
 
 
 def settings(**changes):
-    flags = dict(dtype="float32", gpus=None, tensor_parallel=1, gpu_memory_utilization=None, max_model_len=None)
-    return SimpleNamespace(**flags | changes)
+    args = options()
+    vars(args).update(changes)
+    return args
+
+
+def rows_of(engines, model, tokenizer, problems, num_samples, seed=0, model_name="", skip=0, **flags):
+    more = dict(seed=seed, model_name=model_name, engines=engines, skip=skip)
+    return list(sample_rows(model, tokenizer, problems, num_samples, settings(**flags), **more))
 
 
 @pytest.fixture
@@ -155,13 +161,13 @@ def test_rows_come_in_order_and_do_not_depend_on_the_dealing(stand_in, monkeypat
     engines = start_engines(BASE, settings(gpus=2))
     assert os.environ["RANK"] == "3" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ  # the engines' is another
     assert all(call[3] == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "RANK": None} for call in stand_in("load"))
-    options = dict(seed=5, max_new_tokens=20, progress=False, model_name="m")
-    rows = list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, **options))
+    flags = dict(seed=5, max_new_tokens=20, model_name="m")
+    rows = rows_of(engines, model, tokenizer, PROBLEMS, 3, **flags)
     assert [(row["id"], row["sample"]) for row in rows] == [(p["id"], k) for p in PROBLEMS for k in range(3)]
     dealt = [(call[0], int(call[2])) for call in stand_in("add")]
     assert {len([k for pid, k in dealt if pid == engine.process.pid]) for engine in engines} <= {4, 5, 6, 7, 8}
     assert sorted(k for _, k in dealt) == list(range(12))
-    torch_rows = list(sample_rows(*load_model(BASE), PROBLEMS, 3, **options))
+    torch_rows = rows_of(None, *load_model(BASE), PROBLEMS, 3, **flags)
     assert [(list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in rows] == [
         (list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in torch_rows]
     for row in rows:
@@ -169,11 +175,11 @@ def test_rows_come_in_order_and_do_not_depend_on_the_dealing(stand_in, monkeypat
         assert row["logprobs"] == [-token / 8 for token in row["completion_ids"]]
         assert row["completion"] == tokenizer.decode(row["completion_ids"][:-1])
     assert len({tuple(row["completion_ids"]) for row in rows}) > 30  # seeds of their own
-    assert list(vllm_rows(engines[:1], model, tokenizer, PROBLEMS, 3, **options)) == rows
-    assert list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, skip=5, **options)) == rows[15:]
+    assert rows_of(engines[:1], model, tokenizer, PROBLEMS, 3, **flags) == rows
+    assert rows_of(engines, model, tokenizer, PROBLEMS, 3, skip=5, **flags) == rows[15:]
     fewer = [row for row in rows[21:27] if row["sample"] < 2]
-    assert list(vllm_rows(engines, model, tokenizer, PROBLEMS[7:9], 2, **options)) == fewer
-    assert list(vllm_rows(engines, model, tokenizer, PROBLEMS, 3, **options | dict(seed=6))) != rows
+    assert rows_of(engines, model, tokenizer, PROBLEMS[7:9], 2, **flags) == fewer
+    assert rows_of(engines, model, tokenizer, PROBLEMS, 3, **flags | dict(seed=6)) != rows
     stop(engines)
     assert not any(alive(engine.process.pid) for engine in engines)
 
@@ -182,8 +188,8 @@ def test_weights_travel_through_a_folder_that_goes(stand_in, tiny_model_dir):
     model, _ = load_model(tiny_model_dir)
     engines = start_engines(tiny_model_dir, settings())
     for _ in range(2):
-        sync(engines, model, "bfloat16")
-    sync(engines, model, state={name: weight.clone() for name, weight in model.state_dict().items()})
+        sync_weights(engines, model, "bfloat16")
+    sync_weights(engines, model, state={name: weight.clone() for name, weight in model.state_dict().items()})
     calls = stand_in("reload_weights")
     assert len({folder for _, _, folder, _ in calls}) == 3 and not any(os.path.exists(folder) for _, _, folder, _ in calls)
     assert all("model.safetensors" in names and "config.json" in names for *_, names in calls)
@@ -194,11 +200,11 @@ def test_weights_travel_through_a_folder_that_goes(stand_in, tiny_model_dir):
 def test_sleep_wakes_the_weights_before_they_are_loaded_and_the_cache_after(stand_in, tmp_path):
     """start_engines refuses --sleep without a GPU, so the engine's process is spoken to directly."""
     pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=vllm_engine.engine_main, args=(theirs, {}, True))
+    process = multiprocessing.get_context("spawn").Process(target=vllm_engine.engine_main, args=(theirs, dict(os.environ), {"enable_sleep_mode": True}))
     process.start()
     theirs.close()
     assert pipe.recv() == ("done", None)
-    for command in (("rest", None), ("reload", str(tmp_path))):
+    for command in (("sleep", None), ("reload", str(tmp_path))):
         pipe.send(command)
         assert pipe.recv() == ("done", None)
     pipe.close()
@@ -239,7 +245,7 @@ def test_a_prefix_cache_that_stays_ends_the_run(stand_in, tiny_model_dir, monkey
     monkeypatch.setenv("FAULT", "cache")
     engines = start_engines(tiny_model_dir, settings())
     with pytest.raises(SystemExit) as end:
-        sync(engines, load_model(tiny_model_dir)[0])
+        sync_weights(engines, load_model(tiny_model_dir)[0])
     assert end.value.code == 2 and "prefix cache" in capsys.readouterr().err
     assert gone([engines[0].process.pid])
     stop(engines)
@@ -260,31 +266,36 @@ def test_engines_end_with_whoever_started_them(stand_in, tmp_path, how, count):
     assert process.returncode == (130 if how == signal.SIGINT else -how)
 
 
-def engine_args(engine, **more):
-    return SimpleNamespace(**{"engine": engine, "gpus": None, "tensor_parallel": 1, "gpu_memory_utilization": None, "max_model_len": None} | more)
+def engine_chosen(engine, **more):
+    """The engine that --engine and these flags come to."""
+    args = settings(engine=engine, **more)
+    sample.settle_flags(args)
+    return args.engine
 
 
 def test_vllms_flags_need_vllm(capsys):
     for more in ({"gpus": 2}, {"tensor_parallel": 2}, {"gpu_memory_utilization": 0.5}, {"max_model_len": 100}):
         with pytest.raises(SystemExit):
-            sample.choose_engine(engine_args("torch", **more))
+            engine_chosen("torch", **more)
         assert "add --engine vllm" in capsys.readouterr().err
 
 
 def test_flags(stand_in, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert sample.choose_engine(engine_args("auto")) == "torch" and sample.choose_engine(engine_args("vllm")) == "vllm"
+    assert engine_chosen("auto") == "torch" and engine_chosen("vllm") == "vllm"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert sample.choose_engine(engine_args("auto")) == "vllm" and sample.choose_engine(engine_args("torch")) == "torch"
+    assert engine_chosen("auto") == "vllm" and engine_chosen("torch") == "torch"
+    with pytest.raises(SystemExit):
+        engine_chosen("vllm", temperature=0.001)
+    assert "--temperature of 0.01 or more, not 0.001" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert sample.choose_engine(engine_args("auto")) == "torch"
+    assert engine_chosen("auto") == "torch"
     model, tokenizer = load_model(BASE, weights=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    for wrong, words in [(lambda: sample.choose_engine(engine_args("vllm")), ["not installed", "--engine torch"]),
+    for wrong, words in [(lambda: engine_chosen("vllm"), ["not installed", "--engine torch"]),
                         (lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)), ["3 GPUs of 4", "--tensor-parallel"]),
                         (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
-                        (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, temperature=0.001), ["--temperature", "0.001"]),
-                        (lambda: vllm_rows([], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, limit=100), ["limit of 100"])]:
+                        (lambda: rows_of([None], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, max_model_len=100), ["limit of 100"])]:
         with pytest.raises(SystemExit) as end:
             wrong()
         error = capsys.readouterr().err
@@ -304,7 +315,7 @@ def test_each_engine_sees_its_own_gpus(stand_in, monkeypatch):
         Pipe = staticmethod(multiprocessing.Pipe)
 
         def Process(self, target, args):
-            seen.append((os.environ["CUDA_VISIBLE_DEVICES"], args[1]["tensor_parallel_size"]))
+            seen.append((args[1]["CUDA_VISIBLE_DEVICES"], args[2]["tensor_parallel_size"]))
             args[0].send(("done", None))
             return SimpleNamespace(start=lambda: None, join=lambda seconds: None, kill=lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -319,6 +330,35 @@ def test_each_engine_sees_its_own_gpus(stand_in, monkeypatch):
 
 
 # ---- vllm itself ----
+
+@needs_vllm
+@pytest.mark.parametrize("cuda", [False, True])
+def test_calls_fit_vllms_signatures(monkeypatch, cuda):
+    """Those for CUDA too, which no test here can run: names and defaults change from one vLLM to the next."""
+    code = """
+import inspect, json, sys
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+fields, params = json.loads(sys.argv[1])
+EngineArgs(**fields)
+SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **params)
+calls = [("add_request", ["0", {"prompt_token_ids": [5]}, None], {}), ("has_unfinished_requests", [], {}), ("step", [], {}),
+         ("sleep", [], {"level": 2}), ("wake_up", [["weights"]], {}), ("reset_prefix_cache", [], {}),
+         ("collective_rpc", ["reload_weights"], {"kwargs": {"weights_path": "folder"}})]
+for name, positional, named in calls:
+    inspect.signature(getattr(LLMEngine, name)).bind(None, *positional, **named)
+inspect.signature(LLMEngine.from_engine_args).bind(None)
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+inspect.signature(GPUModelRunner.reload_weights).bind(None, weights_path="folder")
+print("fits")
+"""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    fields = engine_options(BASE, settings(gpu_memory_utilization=0.4, max_model_len=100), sleep=cuda)
+    assert ("max_num_batched_tokens" in fields) == fields["enable_sleep_mode"] == cuda
+    params = vllm_engine.sampling_params(settings(template="deepseek"), 8, {2}) | {"seed": 2**62 - 1}
+    done = subprocess.run([sys.executable, "-c", code, json.dumps([fields, params])], capture_output=True, text=True)
+    assert done.stdout.endswith("fits\n"), done.stderr
+
 
 LONG = [{"id": f"l{p}", "statement": "theorem h (p q : Prop)" + " (h1 : p)" * 30 + f" (h2 : {p}) : p ∧ q := by"} for p in "pqrs"]
 
@@ -346,27 +386,27 @@ def perturbed(model, seed):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_the_trainers_before_and_after_updates(engines, tiny_model_dir, temperature):
     model, tokenizer = load_model(tiny_model_dir)
-    sync(engines, model)
-    gaps, options = [], dict(max_new_tokens=40, temperature=temperature, progress=False)
+    sync_weights(engines, model)
+    gaps, flags = [], dict(max_new_tokens=40, temperature=temperature)
     for seed in range(3):
-        rows = list(vllm_rows(engines, model, tokenizer, PROBLEMS[:4] + LONG, 8, **options))
+        rows = rows_of(engines, model, tokenizer, PROBLEMS[:4] + LONG, 8, **flags)
         assert len(rows[-1]["prompt_ids"]) > 128
         gaps.append(widest_gap(rows, model, temperature))
         perturbed(model, seed)
         assert widest_gap(rows, model, temperature) > 0.1  # the update is one
-        sync(engines, model)
+        sync_weights(engines, model)
     print(f"temperature {temperature}: widest gap before and after two updates {gaps}")
     assert max(gaps) < 1e-4
-    torch_rows = sample_rows(model, tokenizer, PROBLEMS[:4] + LONG, 8, **options)
+    torch_rows = rows_of(None, model, tokenizer, PROBLEMS[:4] + LONG, 8, **flags)
     assert [(list(row), row["prompt_ids"]) for row in rows] == [(list(row), row["prompt_ids"]) for row in torch_rows]
 
 
 @needs_vllm
 def test_the_dealing_changes_nothing_and_the_seed_does(engines, tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir)
-    sync(engines, model)
+    sync_weights(engines, model)
     rows, alone, other, few = (
-        [row["completion_ids"] for row in vllm_rows(some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40,
+        [row["completion_ids"] for row in rows_of(some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40,
                                                     progress=False)]
         for some, problems, count, seed in ((engines, PROBLEMS, 8, 0), (engines[1:], PROBLEMS, 8, 0), (engines, PROBLEMS, 8, 1),
                                             (engines, PROBLEMS[3:4], 2, 0)))
@@ -377,9 +417,9 @@ def test_the_dealing_changes_nothing_and_the_seed_does(engines, tiny_model_dir):
 @needs_vllm
 def test_first_tokens_follow_the_softmax(engines, tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir)
-    sync(engines, model)
+    sync_weights(engines, model)
     problems = [dict(PROBLEMS[0], id=f"copy {k}") for k in range(8)]  # within groups and between them
-    rows = list(vllm_rows(engines, model, tokenizer, problems, 500, max_new_tokens=1, temperature=0.5, progress=False))
+    rows = rows_of(engines, model, tokenizer, problems, 500, max_new_tokens=1, temperature=0.5)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([rows[0]["prompt_ids"]])).logits[0, -1]
     expected = len(rows) * torch.softmax(logits / 0.5, -1).double().numpy()
@@ -397,9 +437,9 @@ def test_ends_of_completions(engines, tiny_model_dir):
     with torch.no_grad():
         model.model.embed_tokens.weight += 0.3  # a direction that all hidden states share, ...
         model.lm_head.weight[[single, fence, 2]] = torch.tensor([[0.07], [0.03], [0.03]])  # ... and these tokens' logits like
-    sync(engines, model)
+    sync_weights(engines, model)
     for template in ("deepseek", "bare"):
-        rows = list(vllm_rows(engines, model, tokenizer, PROBLEMS, 8, template=template, max_new_tokens=30, progress=False))
+        rows = rows_of(engines, model, tokenizer, PROBLEMS, 8, template=template, max_new_tokens=30)
         assert widest_gap(rows, model) < 1e-4
         stops, ends = [row for row in rows if row["finish_reason"] == "stop"], {row["completion_ids"][-1] for row in rows}
         for row in rows:
@@ -448,16 +488,16 @@ def test_tensor_parallel(tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir)
     engines = start_engines(tiny_model_dir, settings(tensor_parallel=2))
     for seed in range(2):
-        rows = list(vllm_rows(engines, model, tokenizer, PROBLEMS[:4] + LONG, 4, max_new_tokens=20, progress=False))
+        rows = rows_of(engines, model, tokenizer, PROBLEMS[:4] + LONG, 4, max_new_tokens=20)
         assert len(engines) == 1 and widest_gap(rows, model) < 1e-4
         perturbed(model, seed)
-        sync(engines, model)
+        sync_weights(engines, model)
     stop(engines)
 
 
 @needs_vllm
 def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
-    original = vllm_engine.vllm_rows
+    original = sample.sample_rows
 
     def stopped(*args, **kwargs):
         for k, row in enumerate(original(*args, **kwargs)):
@@ -468,11 +508,11 @@ def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
     assert call(monkeypatch, *arguments) == 0
     whole = list(read_jsonl(tmp_path / "out.jsonl"))
     os.remove(tmp_path / "out.jsonl")
-    monkeypatch.setattr(vllm_engine, "vllm_rows", stopped)
+    monkeypatch.setattr(sample, "sample_rows", stopped)
     assert call(monkeypatch, *arguments) == 130
     [part] = tmp_path.glob("out.jsonl.part-*")
     assert len(part.read_bytes().splitlines()) == 6
-    monkeypatch.setattr(vllm_engine, "vllm_rows", original)
+    monkeypatch.setattr(sample, "sample_rows", original)
     assert call(monkeypatch, *arguments, "--gpus", 2) == 0
     for mine, theirs in zip(read_jsonl(tmp_path / "out.jsonl"), whole, strict=True):
         assert mine["completion_ids"] == theirs["completion_ids"] and np.allclose(mine["logprobs"], theirs["logprobs"], atol=1e-5)
@@ -483,7 +523,7 @@ def test_weights_that_cannot_be_loaded_end_the_run(tiny_model_dir, tmp_path, cap
     engines = start_engines(tiny_model_dir, settings())
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(SystemExit) as end:
-        vllm_engine.reload(engines, str(tmp_path))
+        vllm_engine.everywhere(engines, "reload", "loading the new weights", str(tmp_path))
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and "failed while loading the new weights" in error
     stop(engines)

@@ -1,0 +1,262 @@
+"""The paper's claim where every number is exact: a synthetic world, trained with the project's own code.
+
+    python results/synthetic.py                           # every setting, 20 seeds: table and figure
+    python results/synthetic.py --map                     # where the reward helps: habit against skill
+    python results/synthetic.py --habit 3 --seeds 5 --out runs/world
+
+World: a problem is a vector x ~ N(0, I_d), a strategy a a unit vector k_a; it solves x if x . k_a > threshold.
+The policy draws strategies from the softmax of W x + b. The base model has W_a = skill k_a + noise and a habit
+b_a = -habit log(a): it prefers the first strategies whatever the problem. Training is the paper's: groups of
+32, advantages from advantage.py, the loss from train.py, an update once 256 draws wait. Only sampling is
+random: pass@N is the mean over held-out problems of 1 - (1 - p)^N, p the probability that a draw solves it.
+
+Unlike train.py: a completion is one token; Adam without weight decay; no gradient clipping.
+Writes synthetic.png, synthetic.csv and the table in README.md; with --map synthetic-map.png and .csv.
+"""
+
+import os
+import sys
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import numpy as np
+import torch
+from report import fill
+from tqdm import tqdm
+
+import advantage
+from lib.cli import flags, number, run
+from lib.figures import Panel, draw, markdown, panels, save, write_csv
+from train import token_losses
+
+NS = 2 ** np.arange(10)  # the N of pass@N: 1 .. 512
+RANKS = np.arange(1, 9)  # of a problem's right strategies; 1 = the base model's most likely
+TRAIN, HELD_OUT, PROBLEMS_PER_STEP, GROUP, BUFFER = 2400, 500, 16, 32, 256
+DEFAULT, BEST = "GRPO-Default", "GRPO-Unlikeliness-2"
+TWO_EPOCHS = "--kl 0.1 --ppo-epochs 2"
+PAPER = {  # Table 1 of the paper, as flags of train.py
+    DEFAULT: "--kl 0.02",
+    "GRPO-High-KL": "--kl 0.1",
+    "GRPO-Epochs-2": TWO_EPOCHS,
+    "GRPO-Epochs-3": "--kl 0.1 --ppo-epochs 3",
+    "GRPO-Unlikeliness-1": "--kl 0.1 --unlikeliness 0.25",
+    BEST: f"{TWO_EPOCHS} --unlikeliness 0.25",
+}
+RIVALS = ["dr-grpo", "raft", "reinforce-rej", "nsr", "w-reinforce", "pass-at-k", "f-grpo"]
+SETTINGS = {
+    **PAPER,
+    **{name: f"--kl 0.02 --estimator {name}" for name in RIVALS},
+    **{f"{name}, 2 epochs": f"{TWO_EPOCHS} --estimator {name}" for name in RIVALS},
+    **{f"{BEST}, {name}": f"{PAPER[BEST]} --estimator {name}" for name in ("w-reinforce", "f-grpo")},
+    f"{BEST}, filter shaped": f"{PAPER[BEST]} --filter shaped",
+}
+WORLD = {  # flag: (default, lowest, highest, help)
+    "strategies": (128, 8, 4096, "K, the number of strategies"),
+    "features": (32, 1, 4096, "d, the length of a problem's vector"),
+    "threshold": (1.8, 0, 3, "the higher, the fewer strategies solve a problem"),
+    "habit": (2.1, 0, 20, "how much the base model prefers its favourite strategies"),
+    "skill": (0.5, 0, 20, "how well it sees which strategy fits a problem"),
+    "noise": (0.5, 0, 20, "how much it errs in that"),
+    "steps": (150, 1, 10**4, "sampling steps of 16 problems and 32 draws each"),
+    "lr": (0.03, 0, 0.3, "Adam's learning rate"),
+}
+NEAR_PAPER = {"strategies": 256, "features": 8, "threshold": 1.2, "noise": 1.0}
+MAPS = {  # title: (changes of the world, habits, skills, the marked cell)
+    "the world of the table": ({}, [0, 1, 1.5, 2.1, 2.5, 3], [0, 0.5, 1, 2, 4], (2.1, 0.5)),
+    "nearest the paper's base model": (NEAR_PAPER, [1, 2, 3, 4], [0, 1, 2, 4, 8], (3, 4)),
+}
+
+
+def make_world(args: Namespace, seed: int) -> tuple[list, tuple, tuple]:
+    """(base model [W [K, d], b [K]], training problems (features [P, d], solves [P, K]), held-out ones)."""
+    rng = np.random.default_rng(seed)
+    keys = rng.normal(size=(args.strategies, args.features))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    noise = rng.normal(size=keys.shape) / np.sqrt(args.features)
+    bias = -args.habit * np.log(np.arange(1, args.strategies + 1))
+
+    def problems(count):
+        solvable = np.empty((0, args.features))
+        while len(solvable) < count:
+            drawn = rng.normal(size=(count, args.features))
+            solvable = np.concatenate([solvable, drawn[(drawn @ keys.T > args.threshold).any(axis=1)]])
+        features = solvable[:count]
+        return torch.from_numpy(features), torch.from_numpy(features @ keys.T > args.threshold)
+
+    base = [torch.from_numpy(args.skill * keys + args.noise * noise), torch.from_numpy(bias)]
+    return base, problems(TRAIN), problems(HELD_OUT)
+
+
+def logprobs(policy: list, features: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [P, K] of the strategies under policy = [W, b]."""
+    return (features @ policy[0].T + policy[1]).log_softmax(1)
+
+
+def pass_at_n(p: np.ndarray) -> np.ndarray:
+    """pass@N for every N in NS; p [P] is each problem's probability of a right draw."""
+    return 1 - ((1 - p[:, None]) ** NS).mean(axis=0)
+
+
+def uplift(before: torch.Tensor, after: torch.Tensor, solves: torch.Tensor) -> np.ndarray:
+    """Uplift rate (section 3.5): the share of right strategies that became likelier, for every rank in RANKS."""
+    order = before.masked_fill(~solves, -torch.inf).argsort(dim=1, descending=True)[:, : len(RANKS)]
+    right, likelier = solves.gather(1, order), (after > before).gather(1, order)
+    return ((right & likelier).sum(0) / right.sum(0)).numpy()
+
+
+def sample_groups(policy: list, features: torch.Tensor, solves: torch.Tensor, args, generator) -> list:
+    """Groups (features [d], actions [G], advantages [G]), one per problem unless it is dropped."""
+    with torch.no_grad():
+        scores = logprobs(policy, features)
+    actions = torch.multinomial(scores.exp(), GROUP, replacement=True, generator=generator)  # [P, G]
+    scores, rewards = scores.gather(1, actions).numpy(), solves.gather(1, actions).double().numpy()
+    groups = []
+    for i, completions in enumerate(actions.tolist()):
+        ranks = advantage.likelihood_rank(completions, scores[i])
+        if result := advantage.group_advantages(rewards[i], ranks, args):
+            groups.append((features[i], actions[i], torch.from_numpy(result[1])))
+    return groups
+
+
+def update(policy: list, base: list, optimizer: torch.optim.Optimizer, groups: list, args, generator) -> None:
+    """PPO epochs over the groups, in mini-batches of about 256 draws like those of train.py."""
+    features, actions, advantages = map(torch.stack, zip(*groups))  # [P, d], [P, G], [P, G]
+    problem = torch.arange(len(groups)).repeat_interleave(GROUP)  # [N], N = P G
+    action, advantages = actions.flatten(), advantages.flatten()
+    with torch.no_grad():
+        old, ref = logprobs(policy, features)[problem, action], logprobs(base, features)[problem, action]
+    for _ in range(args.ppo_epochs):
+        order = torch.randperm(len(action), generator=generator)
+        for part in order.tensor_split(max(1, round(len(action) / BUFFER))):
+            new = logprobs(policy, features)[problem[part], action[part]]
+            losses, _, _ = token_losses(new, old[part], ref[part], advantages[part], 0.2, args.kl)
+            optimizer.zero_grad()
+            losses.mean().backward()
+            optimizer.step()
+
+
+def setting(command_line: str) -> Namespace:
+    """A setting from the flags that train.py has for it."""
+    parser = flags("")
+    advantage.add_flags(parser)
+    parser.add_argument("--kl", type=float)
+    parser.add_argument("--ppo-epochs", type=int, default=1)
+    return parser.parse_args(command_line.split())
+
+
+def train_one(job: tuple[Namespace, str, int]) -> np.ndarray:
+    """One run, in percent: pass@N of the base model, pass@N of the trained model, uplift rates."""
+    world, command_line, seed = job
+    torch.set_num_threads(1)
+    args, generator = setting(command_line), torch.Generator().manual_seed(seed)
+    base, (features, solves), (new_features, new_solves) = make_world(world, seed)
+    policy = [weights.clone().requires_grad_() for weights in base]
+    optimizer, buffer = torch.optim.Adam(policy, lr=world.lr), []
+    for step in range(world.steps):
+        if step % (TRAIN // PROBLEMS_PER_STEP) == 0:  # a new pass over the problems
+            batches = torch.randperm(TRAIN, generator=generator).split(PROBLEMS_PER_STEP)
+        batch = batches[step % len(batches)]
+        buffer += sample_groups(policy, features[batch], solves[batch], args, generator)
+        if len(buffer) * GROUP >= BUFFER:
+            update(policy, base, optimizer, buffer, args, generator)
+            buffer = []
+    with torch.no_grad():
+        p = [(logprobs(model, new_features).exp() * new_solves).sum(1).numpy() for model in (base, policy)]
+        gained = uplift(logprobs(base, features), logprobs(policy, features), solves)
+    return 100 * np.concatenate([pass_at_n(p[0]), pass_at_n(p[1]), gained])
+
+
+def train_all(worlds: list[Namespace], settings: dict[str, str], seeds: int, workers: int) -> np.ndarray:
+    """The results [worlds, settings, seeds, ...] of train_one."""
+    jobs = [(world, words, seed) for world in worlds for words in settings.values() for seed in range(seeds)]
+    with ProcessPoolExecutor(workers) as pool:
+        results = list(tqdm(pool.map(train_one, jobs, chunksize=4), total=len(jobs), desc="runs"))
+    return np.array(results).reshape(len(worlds), len(settings), seeds, -1)
+
+
+def interval(values: np.ndarray) -> np.ndarray:
+    """[3, K]: the mean of values [S, K] over seeds, and its 95 % bootstrap interval."""
+    chosen = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    return np.stack([values.mean(0), *np.percentile(values[chosen].mean(1), [2.5, 97.5], axis=0)])
+
+
+def compare(args: Namespace) -> None:
+    """Every setting in one world: the figure, the table, and their numbers."""
+    results = train_all([args], SETTINGS, args.seeds, args.workers)[0]  # [settings, S, ...]
+    base, trained, rates = np.split(results, [len(NS), 2 * len(NS)], axis=-1)
+    change = {name: (NS, interval(values)) for name, values in zip(SETTINGS, trained - base)}
+    by_rank = {name: (RANKS, interval(values)) for name, values in zip(SETTINGS, rates)}
+    left = Panel("pass@N above the base model, points", "N", change, log=True, scale=1)
+    right = Panel(
+        "right strategies made likelier, %", "rank, 1 = the base model's favourite", by_rank, scale=1
+    )
+    path = os.path.join(args.out, "synthetic")
+    zero = {"base model": (NS, np.zeros((3, len(NS))))}
+    left.lines = zero | {name: change[name] for name in (DEFAULT, BEST)}
+    right.lines = {name: by_rank[name] for name in (DEFAULT, BEST)}
+    draw([left, right], f"{path}.png")
+    left.lines, right.lines = {"base model, %": (NS, interval(base[0]))} | change, by_rank
+    write_csv(f"{path}.csv", [left, right])
+    columns = [["points above base [95 %]", *left.lines]]
+    for k in (0, 4, 7, 9):
+        ends = [curve[:, k] for _, curve in left.lines.values()]
+        columns.append(
+            [f"N = {NS[k]}", *(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high in ends)]
+        )
+    table = markdown(columns)
+    fill(os.path.join(args.out, "README.md"), {"synthetic": table})
+    print(f"{table}\n\nFigure: {path}.png, all numbers: {path}.csv")
+
+
+def draw_map(args: Namespace) -> None:
+    """Points at N = 512 by which Unlikeliness-2 is above Default, over habit and skill."""
+    figure, axes = panels(1, len(MAPS), height=4.8)
+    parts = []
+    for ax, (title, (changes, habits, skills, mark)) in zip(axes, MAPS.items()):
+        cells = [{**changes, "habit": habit, "skill": skill} for skill in skills for habit in habits]
+        worlds = [Namespace(**{**vars(args), **cell}) for cell in cells]
+        results = train_all(worlds, {name: PAPER[name] for name in (DEFAULT, BEST)}, args.seeds, args.workers)
+        change = results[..., 2 * len(NS) - 1] - results[..., len(NS) - 1]  # [cells, 2, S]
+        lead = (change[:, 1] - change[:, 0]).reshape(len(skills), len(habits), -1)
+        image = ax.imshow(lead.mean(-1), cmap="PuOr", vmin=-20, vmax=20, origin="lower", aspect="auto")
+        for cell, (i, j) in enumerate(np.ndindex(len(skills), len(habits))):
+            words = f"{lead[i, j].mean():+.1f}\n({change[cell, 0].mean():+.1f})"
+            weight = "bold" if (habits[j], skills[i]) == mark else "normal"
+            ax.text(j, i, words, ha="center", va="center", fontsize=8, weight=weight)
+        ax.grid(False)
+        ax.set_xticks(range(len(habits)), habits)
+        ax.set_yticks(range(len(skills)), skills)
+        ax.set(title=title, xlabel="habit", ylabel="skill")
+        lines = {f"skill {skill:g}": (habits, interval(row.T)) for skill, row in zip(skills, lead)}
+        parts.append(Panel(f"Unlikeliness-2 minus Default at N = 512, {title}", "habit", lines, scale=1))
+    figure.colorbar(image, ax=axes, label="points of Unlikeliness-2 above Default, N = 512")
+    path = os.path.join(args.out, "synthetic-map")
+    save(figure, f"{path}.png")
+    write_csv(f"{path}.csv", parts)
+    print(f"Figure: {path}.png, numbers: {path}.csv")
+
+
+def main() -> None:
+    parser = flags("GRPO and its rivals in a synthetic world where pass@N is exact.")
+    count = number(int, 1)
+    parser.add_argument("--map", action="store_true", help="draw the map instead of the table and the figure")
+    parser.add_argument("--seeds", type=count, help="worlds to train each setting in (default: 20; --map: 4)")
+    parser.add_argument(
+        "--out", default="results", help="folder for the figures, and of the README.md to fill"
+    )
+    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="processes")
+    group = parser.add_argument_group("the world and its training")
+    for name, (default, low, high, words) in WORLD.items():
+        kind = number(type(default), low, high=high)
+        group.add_argument(f"--{name}", type=kind, default=default, help=words)
+    args = parser.parse_args()
+    args.seeds = args.seeds or (4 if args.map else 20)
+    if args.map:
+        draw_map(args)
+    else:
+        compare(args)
+
+
+if __name__ == "__main__":
+    run(main)
