@@ -5,6 +5,7 @@
 A case is (stage, arguments, {file to make: its content}, words of the sentence). Each runs in a folder of its own, where
 good stands for a tiny model folder and problems.jsonl holds two problems; model() and run() make damaged models and runs of train.py.
 """
+
 import functools
 import gzip
 import json
@@ -31,8 +32,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STAGES = {"sample": sample, "verify": verify, "advantage": advantage, "train": train, "evaluate": evaluate}
 
 PROBLEM = {"id": "a", "statement": "theorem a (p : Prop) (h : p) : p := by"}
-SAMPLE = {**PROBLEM, "sample": 0, "prompt_ids": [5, 6], "completion": "\n  exact h", "completion_ids": [7, 8, 2], "logprobs": [-0.5, -1, -0.25],
-          "finish_reason": "stop"}
+SAMPLE = {
+    **PROBLEM,
+    "sample": 0,
+    "prompt_ids": [5, 6],
+    "completion": "\n  exact h",
+    "completion_ids": [7, 8, 2],
+    "logprobs": [-0.5, -1, -0.25],
+    "finish_reason": "stop",
+}
 VERIFIED = {**SAMPLE, "verdict": "proved", "reward": 1.0}
 ADVANTAGE = {**VERIFIED, "rank": 0.0, "shaped_reward": 1.0, "advantage": 0.7}
 
@@ -56,6 +64,7 @@ def lines(*rows):
 
 def damaged(folder, name, content):
     """Makes a copy of the folder with another content for one of its files; a number cuts it there, None takes it away."""
+
     def make(path, base):
         shutil.copytree(f"{base}/{folder}", path)
         file = f"{path}/{name}"
@@ -66,6 +75,7 @@ def damaged(folder, name, content):
                 opened.write(content)
         else:
             shutil.rmtree(file) if os.path.isdir(file) else os.remove(file)
+
     return make
 
 
@@ -84,6 +94,7 @@ def other_table(path, base):
     connection.close()
 
 
+# fmt: off
 # What any of the stages may find in the place of its JSONL: (content of in.jsonl, or a function of a line; words).
 FILES = {
     "missing": (None, "cannot read No such file"),
@@ -111,7 +122,9 @@ FILES = {
     "digits": (lambda row: row[:-1] + f', "more": {"9" * 5000}}}\n', "line 1 JSON"),
     "long": ("x" * 10**7, "line 1 JSON"),
 }
+# fmt: on
 
+# fmt: off
 # Values of a key that are none of its kind; the sentence names the line and the key.
 TEXTS = (7, None, ["a"], {"a": "b"}, True)
 IDS = (None, 7, "7", [], [1.5], [-1], ["1"], [None], [True], [[1]], {"1": 1})
@@ -261,6 +274,7 @@ CASES = [
         (lines({"step": None, "reward": 0, "unique": 1, "kl": None, "clip_fraction": None}), "line 1 step"),
         (lines({"step": 0, "reward": [1], "unique": 1, "kl": {}, "clip_fraction": None}), "line 1 reward")]],
 ]
+# fmt: on
 
 
 def command(stage, name="in.jsonl"):
@@ -268,10 +282,20 @@ def command(stage, name="in.jsonl"):
     return script, " ".join([*rest, READ[stage][0], name])
 
 
-CASES += [(*command(stage), {"in.jsonl": content(json.dumps(READ[stage][1])) if callable(content) else content}, f"in.jsonl {words}")
-          for stage in READ for content, words in FILES.values()]
-CASES += [(*command(stage), {"in.jsonl": lines({**READ[stage][1], key: value})}, f"in.jsonl line 1 {key}")
-          for stage, key, values in VALUES for value in values]
+CASES += [
+    (
+        *command(stage),
+        {"in.jsonl": content(json.dumps(READ[stage][1])) if callable(content) else content},
+        f"in.jsonl {words}",
+    )
+    for stage in READ
+    for content, words in FILES.values()
+]
+CASES += [
+    (*command(stage), {"in.jsonl": lines({**READ[stage][1], key: value})}, f"in.jsonl line 1 {key}")
+    for stage, key, values in VALUES
+    for value in values
+]
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +348,13 @@ def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("stage, arguments, files, words", CASES,
-                         ids=[f"{n}-{stage} {arguments[:60]} {words[:60]}" for n, (stage, arguments, _, words) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    "stage, arguments, files, words",
+    CASES,
+    ids=[
+        f"{n}-{stage} {arguments[:60]} {words[:60]}" for n, (stage, arguments, _, words) in enumerate(CASES)
+    ],
+)
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, base, stage, arguments, files, words):
     if stage in ("verify", "train") and not wheel.library():
         pytest.skip("needs the Lean wheel (Linux x86-64)")
@@ -340,6 +369,7 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, base, stage, a
     assert content(tmp_path) == before
 
 
+# fmt: off
 # What looks odd and must work: (stage, arguments, files, words of its output).
 ODD = [  # lines of one file: a byte order mark, the line ends of Windows, blanks, escapes, long, wide, deep, any id, no end
     lambda row: "\ufeff" + row + "\n", lambda row: row + "\r\n", lambda row: f"  {row} \n",
@@ -347,12 +377,14 @@ ODD = [  # lines of one file: a byte order mark, the line ends of Windows, blank
     lambda row: row[:-1] + ', "more": {' + ", ".join(f'"{k}": {k}' for k in range(20_000)) + "}}\n",
     lambda row: row[:-1] + ', "more": ' + "[" * 200 + "]" * 200 + "}\n", lambda row: row.replace('"id": "', '"id": "∀ 𝒜\u2028$x^') + "\n", lambda row: row,
     lambda row: "\n \n" + row + "\n\n", lambda row: row[:-1] + ', "more": "\\ud835"}\n', lambda row: row]
+# fmt: on
 
 
 def odd(row):
     return "".join(odd(json.dumps({**row, "id": f"a{k}"})) for k, odd in enumerate(ODD))
 
 
+# fmt: off
 OTHER = {**VERIFIED, "id": "b"}
 WORKS = [(*command(stage), {"in.jsonl": odd(READ[stage][1])}, "") for stage in READ]
 WORKS += [
@@ -371,9 +403,14 @@ WORKS += [
     ("train", f"{TRAIN} run --resume", {"run": run("step_00000/verified.jsonl", 50)}, "resuming"),
     ("train", f"{TRAIN} run --resume", {}, "step_00001"),
 ]
+# fmt: on
 
 
-@pytest.mark.parametrize("stage, arguments, files, words", WORKS, ids=[f"{n}-{case[0]} {case[1][:60]}" for n, case in enumerate(WORKS)])
+@pytest.mark.parametrize(
+    "stage, arguments, files, words",
+    WORKS,
+    ids=[f"{n}-{case[0]} {case[1][:60]}" for n, case in enumerate(WORKS)],
+)
 def test_odd_input_works(tmp_path, monkeypatch, capsys, base, stage, arguments, files, words):
     if stage in ("verify", "train") and not wheel.library():
         pytest.skip("needs the Lean wheel (Linux x86-64)")
@@ -385,13 +422,26 @@ def test_odd_input_works(tmp_path, monkeypatch, capsys, base, stage, arguments, 
     assert not [word for word in shlex.split(words) if word not in said.out], said.out
 
 
-@pytest.mark.parametrize("command, word", [
-    ("verify.py in.jsonl --out in.jsonl", "--out"), ("advantage.py in.jsonl --out out.jsonl --unlikeliness 2", "--unlikeliness"),
-    ("evaluate.py in.jsonl", "line 1")])
+@pytest.mark.parametrize(
+    "command, word",
+    [
+        ("verify.py in.jsonl --out in.jsonl", "--out"),
+        ("advantage.py in.jsonl --out out.jsonl --unlikeliness 2", "--unlikeliness"),
+        ("evaluate.py in.jsonl", "line 1"),
+    ],
+)
 def test_the_command_itself(tmp_path, command, word):
     """What the cases above see in this process, seen from a shell."""
     (tmp_path / "in.jsonl").write_text("[" * 10**5)
     script, *arguments = command.split()
-    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and not done.stdout and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and word in done.stderr
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, script), *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (
+        done.returncode == 2
+        and not done.stdout
+        and done.stderr.startswith("error: ")
+        and done.stderr.count("\n") == 1
+        and word in done.stderr
+    )
     assert content(tmp_path) == {tmp_path / "in.jsonl": b"[" * 10**5}

@@ -1,4 +1,5 @@
 """bench/: what its docstrings promise is there, and the rows that growth.py makes. Nothing here is about time."""
+
 import ast
 import glob
 import os
@@ -20,22 +21,51 @@ def test_the_commands_of_the_docstring_are_the_scripts(path):
     with open(path, encoding="utf-8") as file:
         source = file.read()
     script = f"bench/{os.path.basename(path)}"
-    commands = re.findall(rf"^    \S+.*?{script}(.*?)(?:#.*)?$", ast.get_docstring(ast.parse(source), clean=False), re.M)
+    commands = re.findall(
+        rf"^    \S+.*?{script}(.*?)(?:#.*)?$", ast.get_docstring(ast.parse(source), clean=False), re.M
+    )
     declared = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source)
-    assert commands and all(flag in declared for command in commands for flag in re.findall(r"--[a-z-]+", command))
+    assert commands and all(
+        flag in declared for command in commands for flag in re.findall(r"--[a-z-]+", command)
+    )
     with open(f"{ROOT}/bench/README.md", encoding="utf-8") as file:
         assert script in file.read()
 
 
 def test_growths_rows_are_as_many_and_as_long_as_asked(tmp_path):
     import growth
-    row = {"id": "@t", "sample": 0, "prompt_ids": [1, 2], "completion": '\n  intro "@h"\n  exact h', "completion_ids": [3, 4, 2],
-           "logprobs": [-0.5, -1.0, -2.0], "reward": 1.0}
+
+    row = {
+        "id": "@t",
+        "sample": 0,
+        "prompt_ids": [1, 2],
+        "completion": '\n  intro "@h"\n  exact h',
+        "completion_ids": [3, 4, 2],
+        "logprobs": [-0.5, -1.0, -2.0],
+        "reward": 1.0,
+    }
     rows = [row, dict(row, sample=1, completion_ids=[3], logprobs=[-1.0], reward=0.0)]
     many = list(read_jsonl(growth.repeated(rows, 5, tmp_path / "many.jsonl")))
-    assert [(one["id"], one["sample"]) for one in many] == [("0@@t", 0), ("0@@t", 1), ("1@@t", 0), ("1@@t", 1), ("2@@t", 0)]
+    assert [(one["id"], one["sample"]) for one in many] == [
+        ("0@@t", 0),
+        ("0@@t", 1),
+        ("1@@t", 0),
+        ("1@@t", 1),
+        ("2@@t", 0),
+    ]
     assert [one["completion"] for one in many] == [row["completion"]] * 5
-    assert [one["rank"] for one in add_advantages(many[:4], options())] == [1.0, 0.0] * 2  # ids apart: two groups of two
+    assert [one["rank"] for one in add_advantages(many[:4], options())] == [
+        1.0,
+        0.0,
+    ] * 2  # ids apart: two groups of two
     long = growth.longer(row, 4)
-    assert long["logprobs"] == row["logprobs"] * 4 and len(long["prompt_ids"]) == 8 and len(long["completion_ids"]) == 12
-    assert long["completion"].count("\n") == 8 and long["completion"].endswith(row["completion"]) and growth.longer(row, 1) == row
+    assert (
+        long["logprobs"] == row["logprobs"] * 4
+        and len(long["prompt_ids"]) == 8
+        and len(long["completion_ids"]) == 12
+    )
+    assert (
+        long["completion"].count("\n") == 8
+        and long["completion"].endswith(row["completion"])
+        and growth.longer(row, 1) == row
+    )

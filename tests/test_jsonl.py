@@ -178,7 +178,9 @@ def script(tmp_path, text):
     return [sys.executable, str(tmp_path / "script.py")]
 
 
-@pytest.mark.parametrize("body", ["[print('x' * 99) for _ in range(99999)]", "print('x')", "sys.exit(print('x'))"])
+@pytest.mark.parametrize(
+    "body", ["[print('x' * 99) for _ in range(99999)]", "print('x')", "sys.exit(print('x'))"]
+)
 def test_output_piped_into_head(tmp_path, body):
     """A long output breaks while it is written, a short one when Python flushes it at exit."""
     command = script(tmp_path, f"def main():\n    {body}\nrun(main)")

@@ -1,4 +1,5 @@
 """Tests of sample.py: log-probabilities, seeds, shrinking, templates, readers, resume, bad input."""
+
 import json
 import os
 import subprocess
@@ -15,8 +16,10 @@ from lib.model import load_model
 from sample import build_prompt, options, read_problems, sample_rows
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "sample.py")
-PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
-            for k in range(1, 6)]
+PROBLEMS = [
+    {"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
+    for k in range(1, 6)
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +31,27 @@ def model_and_tokenizer(tiny_model_dir):
 def rows_of(model_and_tokenizer, problems=PROBLEMS, num_samples=6, seed=0, model_name="", **flags):
     args = options("--max-new-tokens 30")
     vars(args).update(flags)
-    return list(sample_rows(*model_and_tokenizer, problems, num_samples, args, seed=seed, model_name=model_name, progress=False))
+    return list(
+        sample_rows(
+            *model_and_tokenizer,
+            problems,
+            num_samples,
+            args,
+            seed=seed,
+            model_name=model_name,
+            progress=False,
+        )
+    )
 
 
 def with_likely_eos(model, monkeypatch, share=0.1):
     """Gives end-of-text about this probability at every step, so that completions have all lengths."""
+
     def forward(*args, original=model.forward, **kwargs):
         output = original(*args, **kwargs)
         output.logits[..., 2] = output.logits.logsumexp(-1) + np.log(share)
         return output
+
     monkeypatch.setattr(model, "forward", forward)
 
 
@@ -45,14 +60,19 @@ def test_logprobs_are_those_of_a_full_forward_pass(model_and_tokenizer, monkeypa
     model, tokenizer = model_and_tokenizer
     with_likely_eos(model, monkeypatch)
     rows = rows_of(model_and_tokenizer, temperature=temperature)
-    assert len({len(row["prompt_ids"]) for row in rows}) > 2 and len({len(row["completion_ids"]) for row in rows}) > 5
+    assert (
+        len({len(row["prompt_ids"]) for row in rows}) > 2
+        and len({len(row["completion_ids"]) for row in rows}) > 5
+    )
     for row in rows:
         prompt, ids = row["prompt_ids"], row["completion_ids"]
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]
+            logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
         assert np.allclose(row["logprobs"], expected, atol=1e-5)
-        assert row["completion"] == "".join(tokenizer.convert_ids_to_tokens(ids[:-1] if ids[-1] == 2 else ids))  # spaces too
+        assert row["completion"] == "".join(
+            tokenizer.convert_ids_to_tokens(ids[:-1] if ids[-1] == 2 else ids)
+        )  # spaces too
 
 
 def test_rows(model_and_tokenizer, monkeypatch):
@@ -116,6 +136,7 @@ def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
     def forward(*args, original=model.forward, **kwargs):
         shapes.append(tuple(kwargs["input_ids"].shape))
         return original(*args, **kwargs)
+
     monkeypatch.setattr(model, "forward", forward)
     expected = rows_of(model_and_tokenizer)  # fewer rows than leave together: all stay
     longest = max(len(row["prompt_ids"]) for row in expected)
@@ -128,7 +149,9 @@ def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
         assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in expected]
         assert all(np.allclose(a["logprobs"], b["logprobs"], atol=2e-6) for a, b in zip(rows, expected))
         batch = 30
-        for t, (size, length) in enumerate(shapes[1:], 1):  # before it, a step takes as many as may leave, at most once
+        for t, (size, length) in enumerate(
+            shapes[1:], 1
+        ):  # before it, a step takes as many as may leave, at most once
             batch -= rows_at_once * (batch - sum(n > t for n in lengths) >= rows_at_once)
             assert (size, length) == (batch, 1)
         assert len({size for size, _ in shapes[1:]}) > 5
@@ -137,8 +160,16 @@ def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
 HYBRIDS = {
     "gemma2": dict(sliding_window=8),
     "lfm2": dict(layer_types=["conv", "full_attention"], block_ff_dim=128, conv_L_cache=3),
-    "qwen3_next": dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=4,
-                       linear_key_head_dim=16, linear_value_head_dim=16, num_experts=0, mlp_only_layers=[0, 1])}
+    "qwen3_next": dict(
+        layer_types=["linear_attention", "full_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=0,
+        mlp_only_layers=[0, 1],
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
@@ -146,12 +177,24 @@ def test_windows_and_recurrent_states_follow_their_rows(kind, monkeypatch):
     """A row's sliding window, convolution and recurrent state move with it when others leave the batch."""
     from conftest import lean_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
+
     monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", 1)
     torch.manual_seed(0)
     tokenizer = lean_tokenizer()
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, initializer_range=0.1, eos_token_id=2, pad_token_id=0, **HYBRIDS[kind])
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **HYBRIDS[kind],
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     model.generation_config.eos_token_id = [2, 5, 6, 7, 8, 9]
     rows = rows_of((model, tokenizer), max_new_tokens=25)
@@ -159,13 +202,24 @@ def test_windows_and_recurrent_states_follow_their_rows(kind, monkeypatch):
     for row in rows:
         prompt, ids = row["prompt_ids"], torch.tensor(row["completion_ids"])
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + ids.tolist()]), use_cache=False).logits[0, len(prompt) - 1:-1]
+            logits = model(input_ids=torch.tensor([prompt + ids.tolist()]), use_cache=False).logits[
+                0, len(prompt) - 1 : -1
+            ]
         assert np.allclose(row["logprobs"], logits.log_softmax(-1).gather(1, ids[:, None])[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("longest, num_samples, batch_tokens, expected", [
-    (60, 4, 10**6, (4166, 4)), (60, 4, 480, (2, 4)), (60, 4, 479, (1, 4)), (60, 4, 240, (1, 4)),
-    (60, 4, 239, (1, 3)), (60, 4, 120, (1, 2)), (60, 4, 1, (1, 1))])
+@pytest.mark.parametrize(
+    "longest, num_samples, batch_tokens, expected",
+    [
+        (60, 4, 10**6, (4166, 4)),
+        (60, 4, 480, (2, 4)),
+        (60, 4, 479, (1, 4)),
+        (60, 4, 240, (1, 4)),
+        (60, 4, 239, (1, 3)),
+        (60, 4, 120, (1, 2)),
+        (60, 4, 1, (1, 1)),
+    ],
+)
 def test_plan_batches(longest, num_samples, batch_tokens, expected):
     """(problems, samples of each): their product times 60 stays within the tokens, but for a single row."""
     assert plan_batches(longest, num_samples, batch_tokens) == expected
@@ -178,18 +232,22 @@ def test_skipped_groups_change_no_batch(model_and_tokenizer, monkeypatch):
     whole = list(sample_rows(*model_and_tokenizer, PROBLEMS, 3, args, progress=False))
     for skip in range(6):
         rest = list(sample_rows(*model_and_tokenizer, PROBLEMS, 3, args, progress=False, skip=skip))
-        assert rest == whole[3 * skip:]
+        assert rest == whole[3 * skip :]
 
 
 def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
     problem = {"id": "x", "statement": "theorem x : True := by", "informal": "/-- Truth. -/\n"}
-    expected = ("Complete the following Lean 4 code:\n\n```lean4\n"
-                "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\n"
-                "open BigOperators Real Nat Topology Rat\n\n/-- Truth. -/\ntheorem x : True := by\n")
+    expected = (
+        "Complete the following Lean 4 code:\n\n```lean4\n"
+        "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\n"
+        "open BigOperators Real Nat Topology Rat\n\n/-- Truth. -/\ntheorem x : True := by\n"
+    )
     assert build_prompt(problem, "deepseek") == expected
     assert build_prompt({**problem, "informal": "Truth."}, "deepseek") == expected
     assert build_prompt(problem, "bare") == problem["statement"]
-    assert build_prompt({"statement": "S := by", "header": "import A\n\n"}, "deepseek").endswith("4\nimport A\n\nS := by\n")
+    assert build_prompt({"statement": "S := by", "header": "import A\n\n"}, "deepseek").endswith(
+        "4\nimport A\n\nS := by\n"
+    )
 
     model, tokenizer = model_and_tokenizer
     single, fence = tokenizer.convert_tokens_to_ids(["`", "```"])
@@ -198,21 +256,32 @@ def test_deepseek_prompt_and_fence(model_and_tokenizer, monkeypatch):
         output = original(*args, **kwargs)
         output.logits[..., fence] = output.logits[..., single] = output.logits.logsumexp(-1) - 1
         return output
+
     monkeypatch.setattr(model, "forward", forward)
     rows = rows_of(model_and_tokenizer, template="deepseek")
-    assert all(row["completion"].startswith("\n") for row in rows)  # the prompt's line break: statement + completion is Lean
+    assert all(
+        row["completion"].startswith("\n") for row in rows
+    )  # the prompt's line break: statement + completion is Lean
     assert all("```" in row["completion"] for row in rows if row["finish_reason"] == "stop")
     assert sum(row["finish_reason"] == "stop" for row in rows) > 20
     assert all("```" not in tokenizer.decode(row["completion_ids"][:-1]) for row in rows)
-    assert any(row["completion_ids"][-1] == single for row in rows)  # three backticks one by one are a fence too
-    assert any("```" in row["completion"][:-3] for row in rows_of(model_and_tokenizer))  # bare does not stop there
+    assert any(
+        row["completion_ids"][-1] == single for row in rows
+    )  # three backticks one by one are a fence too
+    assert any(
+        "```" in row["completion"][:-3] for row in rows_of(model_and_tokenizer)
+    )  # bare does not stop there
 
 
 def test_reader(tmp_path):
     own = tmp_path / "own.jsonl"
-    own.write_text('{"id": "a", "statement": "A : p :=\\n  by\\n"}\n{"id": "b", "statement": "B := by", "informal": "I"}\n')
-    assert read_problems(own) == [{"id": "a", "statement": "A : p := by"},
-                                  {"id": "b", "statement": "B := by", "informal": "I"}]
+    own.write_text(
+        '{"id": "a", "statement": "A : p :=\\n  by\\n"}\n{"id": "b", "statement": "B := by", "informal": "I"}\n'
+    )
+    assert read_problems(own) == [
+        {"id": "a", "statement": "A : p := by"},
+        {"id": "b", "statement": "B := by", "informal": "I"},
+    ]
     assert [problem["id"] for problem in read_problems(own, limit=1)] == ["a"]
     own.write_text('{"id": "a", "statement": "3 + 4 ="}\n')  # for a verifier of one's own
     assert read_problems(own, lean=False) == [{"id": "a", "statement": "3 + 4 ="}]
@@ -220,7 +289,9 @@ def test_reader(tmp_path):
 
 def run(*arguments):
     environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
 
 
 def call(monkeypatch, *arguments):
@@ -236,8 +307,20 @@ def call(monkeypatch, *arguments):
 def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
     problems, out = tmp_path / "problems.jsonl", tmp_path / "samples.jsonl"
     problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
-    arguments = ["--model", tiny_model_dir, "--problems", problems, "--num-samples", 3, "--out", out, "--max-new-tokens", 20,
-                 "--batch-tokens", 300]
+    arguments = [
+        "--model",
+        tiny_model_dir,
+        "--problems",
+        problems,
+        "--num-samples",
+        3,
+        "--out",
+        out,
+        "--max-new-tokens",
+        20,
+        "--batch-tokens",
+        300,
+    ]
     result = run(*arguments)
     assert result.returncode == 0, result.stderr
     whole = out.read_bytes()
@@ -250,6 +333,7 @@ def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
             if k == stop_after:
                 raise KeyboardInterrupt
             yield row
+
     out.unlink()
     monkeypatch.setattr(sample, "sample_rows", stopped)
     assert call(monkeypatch, *arguments) == 130
@@ -269,6 +353,7 @@ def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
 GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
 
 
+# fmt: off
 @pytest.mark.parametrize("text, extra, words", [
     ("", [], ["has no problems"]),
     (GOOD + GOOD, [], ["line 2", "'a'", "line 1"]),
@@ -290,6 +375,7 @@ GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
     (GOOD, ["--max-new-tokens", "2000"], ["problem a", "1024", "--max-new-tokens"]),
     (GOOD, ["--problems", "FOLDER/none.jsonl"], ["none.jsonl", "cannot read"]),
 ])
+# fmt: on
 def test_bad_input(tiny_model_dir, tmp_path, monkeypatch, capsys, text, extra, words):
     (tmp_path / "folder").mkdir()
     (tmp_path / "problems.jsonl").write_text(text)

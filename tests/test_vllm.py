@@ -1,4 +1,5 @@
 """lib/vllm_engine.py: what its processes do, with a stand-in for vllm, and the numbers, with vllm where it is installed."""
+
 import importlib.util
 import json
 import multiprocessing
@@ -26,9 +27,13 @@ from sample import options, sample_rows
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = f"{ROOT}/toy/base"
-PROBLEMS = [{"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
-            for k in range(1, 13)]
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed (requirements-gpu.txt)")
+PROBLEMS = [
+    {"id": f"t{k}", "statement": f"theorem h{k} (p q : Prop)" + " (h1 : p)" * (k % 4) + " : p ∧ q := by"}
+    for k in range(1, 13)
+]
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed (requirements-gpu.txt)"
+)
 
 STAND_IN = '''
 """Answers a request with tokens that depend on its seeds alone, the newest request first; every call is in the file LOG."""
@@ -134,8 +139,14 @@ def gone(pids, seconds=15):
 
 def run(script, *arguments, **environment):
     environment = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | environment
-    return subprocess.run([sys.executable, f"{ROOT}/{script}", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT,
-                          timeout=300, env=environment)
+    return subprocess.run(
+        [sys.executable, f"{ROOT}/{script}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env=environment,
+    )
 
 
 def the_error(done):
@@ -146,32 +157,54 @@ def the_error(done):
 
 
 def sample_arguments(tmp_path, count=12, **more):
-    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:count]))
-    flags = dict(model=BASE, problems=tmp_path / "problems.jsonl", num_samples=3, max_new_tokens=20, engine="vllm",
-                 out=tmp_path / "out.jsonl")
+    (tmp_path / "problems.jsonl").write_text(
+        "".join(json.dumps(problem) + "\n" for problem in PROBLEMS[:count])
+    )
+    flags = dict(
+        model=BASE,
+        problems=tmp_path / "problems.jsonl",
+        num_samples=3,
+        max_new_tokens=20,
+        engine="vllm",
+        out=tmp_path / "out.jsonl",
+    )
     return [word for name, value in (flags | more).items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
 # ---- the processes, with the stand-in ----
+
 
 def test_rows_come_in_order_and_do_not_depend_on_the_dealing(stand_in, monkeypatch):
     monkeypatch.setattr(vllm_engine, "AT_ONCE", 6)  # two groups, and one more
     monkeypatch.setenv("RANK", "3")
     model, tokenizer = load_model(BASE, weights=False)
     engines = start_engines(BASE, settings(gpus=2))
-    assert os.environ["RANK"] == "3" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ  # the engines' is another
+    assert (
+        os.environ["RANK"] == "3" and "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
+    )  # the engines' is another
     assert all(call[3] == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "RANK": None} for call in stand_in("load"))
     flags = dict(seed=5, max_new_tokens=20, model_name="m")
     rows = rows_of(engines, model, tokenizer, PROBLEMS, 3, **flags)
     assert [(row["id"], row["sample"]) for row in rows] == [(p["id"], k) for p in PROBLEMS for k in range(3)]
     dealt = [(call[0], int(call[2])) for call in stand_in("add")]
-    assert {len([k for pid, k in dealt if pid == engine.process.pid]) for engine in engines} <= {4, 5, 6, 7, 8}
+    assert {len([k for pid, k in dealt if pid == engine.process.pid]) for engine in engines} <= {
+        4,
+        5,
+        6,
+        7,
+        8,
+    }
     assert sorted(k for _, k in dealt) == list(range(12))
     torch_rows = rows_of(None, *load_model(BASE), PROBLEMS, 3, **flags)
     assert [(list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in rows] == [
-        (list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in torch_rows]
+        (list(row), row["prompt_ids"], type(row["logprobs"][0])) for row in torch_rows
+    ]
     for row in rows:
-        assert row["completion_ids"][-1] == 2 and (row["finish_reason"], row["model"], row["template"]) == ("stop", "m", "bare")
+        assert row["completion_ids"][-1] == 2 and (row["finish_reason"], row["model"], row["template"]) == (
+            "stop",
+            "m",
+            "bare",
+        )
         assert row["logprobs"] == [-token / 8 for token in row["completion_ids"]]
         assert row["completion"] == tokenizer.decode(row["completion_ids"][:-1])
     assert len({tuple(row["completion_ids"]) for row in rows}) > 30  # seeds of their own
@@ -191,7 +224,9 @@ def test_weights_travel_through_a_folder_that_goes(stand_in, tiny_model_dir):
         sync_weights(engines, model, "bfloat16")
     sync_weights(engines, model, state={name: weight.clone() for name, weight in model.state_dict().items()})
     calls = stand_in("reload_weights")
-    assert len({folder for _, _, folder, _ in calls}) == 3 and not any(os.path.exists(folder) for _, _, folder, _ in calls)
+    assert len({folder for _, _, folder, _ in calls}) == 3 and not any(
+        os.path.exists(folder) for _, _, folder, _ in calls
+    )
     assert all("model.safetensors" in names and "config.json" in names for *_, names in calls)
     assert len(stand_in("reset_prefix_cache")) == 3 and not stand_in("wake_up")
     stop(engines)
@@ -200,7 +235,9 @@ def test_weights_travel_through_a_folder_that_goes(stand_in, tiny_model_dir):
 def test_sleep_wakes_the_weights_before_they_are_loaded_and_the_cache_after(stand_in, tmp_path):
     """start_engines refuses --sleep without a GPU, so the engine's process is spoken to directly."""
     pipe, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=vllm_engine.engine_main, args=(theirs, dict(os.environ), {"enable_sleep_mode": True}))
+    process = multiprocessing.get_context("spawn").Process(
+        target=vllm_engine.engine_main, args=(theirs, dict(os.environ), {"enable_sleep_mode": True})
+    )
     process.start()
     theirs.close()
     assert pipe.recv() == ("done", None)
@@ -210,13 +247,20 @@ def test_sleep_wakes_the_weights_before_they_are_loaded_and_the_cache_after(stan
     pipe.close()
     assert gone([process.pid])
     calls = [call[1:3] for call in read_jsonl_lists(tmp_path / "log") if call[1] != "load"]
-    assert calls == [["sleep", 2], ["wake_up", ["weights"]], ["reload_weights", str(tmp_path)], ["wake_up", ["kv_cache"]],
-                     ["reset_prefix_cache"]]
+    assert calls == [
+        ["sleep", 2],
+        ["wake_up", ["weights"]],
+        ["reload_weights", str(tmp_path)],
+        ["wake_up", ["kv_cache"]],
+        ["reset_prefix_cache"],
+    ]
 
 
 def test_an_engine_that_dies_ends_the_run_and_the_same_command_continues_it(stand_in, tmp_path):
     error = the_error(run("sample.py", *sample_arguments(tmp_path, gpus=2), FAULT="die"))
-    assert "died while sampling (exit code -9)" in error and "is kept" in error and "VLLM_LOGGING_LEVEL" in error
+    assert (
+        "died while sampling (exit code -9)" in error and "is kept" in error and "VLLM_LOGGING_LEVEL" in error
+    )
     assert gone({call[0] for call in stand_in("load")})
     [part] = tmp_path.glob("out.jsonl.part-*")
     done = part.read_bytes()
@@ -228,9 +272,13 @@ def test_an_engine_that_dies_ends_the_run_and_the_same_command_continues_it(stan
     assert (tmp_path / "out.jsonl").read_bytes().startswith(done) and not part.exists()
 
 
-@pytest.mark.parametrize("fault, words", [
-    ("load", "engine 1 of 1 failed while loading {base} (no such architecture and a second line)"),
-    ("abort", "engine 1 of 1 failed while sampling (a completion ended with 'abort')")])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("load", "engine 1 of 1 failed while loading {base} (no such architecture and a second line)"),
+        ("abort", "engine 1 of 1 failed while sampling (a completion ended with 'abort')"),
+    ],
+)
 def test_an_engine_that_fails_says_why(stand_in, tmp_path, monkeypatch, capsys, fault, words):
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, sample_arguments(tmp_path))])
@@ -253,9 +301,13 @@ def test_a_prefix_cache_that_stays_ends_the_run(stand_in, tiny_model_dir, monkey
 
 @pytest.mark.parametrize("how, count", [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_engines_end_with_whoever_started_them(stand_in, tmp_path, how, count):
-    process = subprocess.Popen([sys.executable, f"{ROOT}/sample.py", *map(str, sample_arguments(tmp_path, gpus=count))],
-                               stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               env=os.environ | dict(SECONDS="1", OMP_NUM_THREADS="1"))
+    process = subprocess.Popen(
+        [sys.executable, f"{ROOT}/sample.py", *map(str, sample_arguments(tmp_path, gpus=count))],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | dict(SECONDS="1", OMP_NUM_THREADS="1"),
+    )
     while process.poll() is None and not (os.path.exists(tmp_path / "log") and stand_in("add")):
         time.sleep(0.1)
     pids = {call[0] for call in stand_in("load")}
@@ -274,7 +326,12 @@ def engine_chosen(engine, **more):
 
 
 def test_vllms_flags_need_vllm(capsys):
-    for more in ({"gpus": 2}, {"tensor_parallel": 2}, {"gpu_memory_utilization": 0.5}, {"max_model_len": 100}):
+    for more in (
+        {"gpus": 2},
+        {"tensor_parallel": 2},
+        {"gpu_memory_utilization": 0.5},
+        {"max_model_len": 100},
+    ):
         with pytest.raises(SystemExit):
             engine_chosen("torch", **more)
         assert "add --engine vllm" in capsys.readouterr().err
@@ -292,10 +349,18 @@ def test_flags(stand_in, tmp_path, monkeypatch, capsys):
     assert engine_chosen("auto") == "torch"
     model, tokenizer = load_model(BASE, weights=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    for wrong, words in [(lambda: engine_chosen("vllm"), ["not installed", "--engine torch"]),
-                        (lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)), ["3 GPUs of 4", "--tensor-parallel"]),
-                        (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
-                        (lambda: rows_of([None], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, max_model_len=100), ["limit of 100"])]:
+    for wrong, words in [
+        (lambda: engine_chosen("vllm"), ["not installed", "--engine torch"]),
+        (
+            lambda: start_engines(BASE, settings(gpus=3, tensor_parallel=2)),
+            ["3 GPUs of 4", "--tensor-parallel"],
+        ),
+        (lambda: start_engines(BASE, settings(gpus=8)), ["8 GPUs of 4", "--gpus"]),
+        (
+            lambda: rows_of([None], model, tokenizer, PROBLEMS, 2, max_new_tokens=90, max_model_len=100),
+            ["limit of 100"],
+        ),
+    ]:
         with pytest.raises(SystemExit) as end:
             wrong()
         error = capsys.readouterr().err
@@ -318,6 +383,7 @@ def test_each_engine_sees_its_own_gpus(stand_in, monkeypatch):
             seen.append((args[1]["CUDA_VISIBLE_DEVICES"], args[2]["tensor_parallel_size"]))
             args[0].send(("done", None))
             return SimpleNamespace(start=lambda: None, join=lambda seconds: None, kill=lambda: None)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: Context())
@@ -330,6 +396,7 @@ def test_each_engine_sees_its_own_gpus(stand_in, monkeypatch):
 
 
 # ---- vllm itself ----
+
 
 @needs_vllm
 @pytest.mark.parametrize("cuda", [False, True])
@@ -356,11 +423,16 @@ print("fits")
     fields = engine_options(BASE, settings(gpu_memory_utilization=0.4, max_model_len=100), sleep=cuda)
     assert ("max_num_batched_tokens" in fields) == fields["enable_sleep_mode"] == cuda
     params = vllm_engine.sampling_params(settings(template="deepseek"), 8, {2}) | {"seed": 2**62 - 1}
-    done = subprocess.run([sys.executable, "-c", code, json.dumps([fields, params])], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps([fields, params])], capture_output=True, text=True
+    )
     assert done.stdout.endswith("fits\n"), done.stderr
 
 
-LONG = [{"id": f"l{p}", "statement": "theorem h (p q : Prop)" + " (h1 : p)" * 30 + f" (h2 : {p}) : p ∧ q := by"} for p in "pqrs"]
+LONG = [
+    {"id": f"l{p}", "statement": "theorem h (p q : Prop)" + " (h1 : p)" * 30 + f" (h2 : {p}) : p ∧ q := by"}
+    for p in "pqrs"
+]
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +445,9 @@ def engines(tiny_model_dir):
 
 def widest_gap(rows, model, temperature=1.0):
     expected = lib.logprobs.completion_logprobs(model, rows, temperature)
-    return max((torch.tensor(row["logprobs"]) - logprobs).abs().max().item() for row, logprobs in zip(rows, expected))
+    return max(
+        (torch.tensor(row["logprobs"]) - logprobs).abs().max().item() for row, logprobs in zip(rows, expected)
+    )
 
 
 def perturbed(model, seed):
@@ -398,7 +472,9 @@ def test_logprobs_are_the_trainers_before_and_after_updates(engines, tiny_model_
     print(f"temperature {temperature}: widest gap before and after two updates {gaps}")
     assert max(gaps) < 1e-4
     torch_rows = rows_of(None, model, tokenizer, PROBLEMS[:4] + LONG, 8, **flags)
-    assert [(list(row), row["prompt_ids"]) for row in rows] == [(list(row), row["prompt_ids"]) for row in torch_rows]
+    assert [(list(row), row["prompt_ids"]) for row in rows] == [
+        (list(row), row["prompt_ids"]) for row in torch_rows
+    ]
 
 
 @needs_vllm
@@ -406,10 +482,19 @@ def test_the_dealing_changes_nothing_and_the_seed_does(engines, tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir)
     sync_weights(engines, model)
     rows, alone, other, few = (
-        [row["completion_ids"] for row in rows_of(some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40,
-                                                    progress=False)]
-        for some, problems, count, seed in ((engines, PROBLEMS, 8, 0), (engines[1:], PROBLEMS, 8, 0), (engines, PROBLEMS, 8, 1),
-                                            (engines, PROBLEMS[3:4], 2, 0)))
+        [
+            row["completion_ids"]
+            for row in rows_of(
+                some, model, tokenizer, problems, count, seed=seed, max_new_tokens=40, progress=False
+            )
+        ]
+        for some, problems, count, seed in (
+            (engines, PROBLEMS, 8, 0),
+            (engines[1:], PROBLEMS, 8, 0),
+            (engines, PROBLEMS, 8, 1),
+            (engines, PROBLEMS[3:4], 2, 0),
+        )
+    )
     assert rows == alone and few == rows[24:26] and rows != other
     assert len(set(map(tuple, rows))) > 90
 
@@ -436,12 +521,17 @@ def test_ends_of_completions(engines, tiny_model_dir):
     single, fence = tokenizer.convert_tokens_to_ids(["`", "```"])
     with torch.no_grad():
         model.model.embed_tokens.weight += 0.3  # a direction that all hidden states share, ...
-        model.lm_head.weight[[single, fence, 2]] = torch.tensor([[0.07], [0.03], [0.03]])  # ... and these tokens' logits like
+        model.lm_head.weight[[single, fence, 2]] = torch.tensor(
+            [[0.07], [0.03], [0.03]]
+        )  # ... and these tokens' logits like
     sync_weights(engines, model)
     for template in ("deepseek", "bare"):
         rows = rows_of(engines, model, tokenizer, PROBLEMS, 8, template=template, max_new_tokens=30)
         assert widest_gap(rows, model) < 1e-4
-        stops, ends = [row for row in rows if row["finish_reason"] == "stop"], {row["completion_ids"][-1] for row in rows}
+        stops, ends = (
+            [row for row in rows if row["finish_reason"] == "stop"],
+            {row["completion_ids"][-1] for row in rows},
+        )
         for row in rows:
             ids, text = row["completion_ids"], "".join(tokenizer.convert_ids_to_tokens(row["completion_ids"]))
             assert 2 not in ids[:-1] and (len(ids) == 30 or row in stops) and len(ids) == len(row["logprobs"])
@@ -467,9 +557,16 @@ def descendants(pid):
 @needs_vllm
 @pytest.mark.parametrize("victim, parallel", [("engine", 1), ("parent", 1), ("engine", 2), ("parent", 2)])
 def test_a_killed_engine_ends_the_run_and_a_killed_run_its_engines(tmp_path, victim, parallel):
-    arguments = sample_arguments(tmp_path, gpus=2, tensor_parallel=parallel, num_samples=400, max_new_tokens=800)
-    process = subprocess.Popen([sys.executable, f"{ROOT}/sample.py", *map(str, arguments)], cwd=ROOT, text=True,
-                               stderr=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    arguments = sample_arguments(
+        tmp_path, gpus=2, tensor_parallel=parallel, num_samples=400, max_new_tokens=800
+    )
+    process = subprocess.Popen(
+        [sys.executable, f"{ROOT}/sample.py", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stderr=subprocess.PIPE,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+    )
     text = b""
     while process.poll() is None and b"0/4800" not in text:  # the engines are ready
         text += os.read(process.stderr.fileno(), 4096)
@@ -480,7 +577,11 @@ def test_a_killed_engine_ends_the_run_and_a_killed_run_its_engines(tmp_path, vic
     assert gone(engines) and "Traceback" not in error
     if victim == "engine":
         [sentence] = re.findall("error: .*", error)
-        assert process.returncode == 2 and "died while sampling (exit code -9)" in sentence and "is kept" in sentence
+        assert (
+            process.returncode == 2
+            and "died while sampling (exit code -9)" in sentence
+            and "is kept" in sentence
+        )
 
 
 @needs_vllm
@@ -504,6 +605,7 @@ def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
             if k == 7:
                 raise KeyboardInterrupt
             yield row
+
     arguments = sample_arguments(tmp_path)
     assert call(monkeypatch, *arguments) == 0
     whole = list(read_jsonl(tmp_path / "out.jsonl"))
@@ -515,7 +617,9 @@ def test_an_interrupted_run_is_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "sample_rows", original)
     assert call(monkeypatch, *arguments, "--gpus", 2) == 0
     for mine, theirs in zip(read_jsonl(tmp_path / "out.jsonl"), whole, strict=True):
-        assert mine["completion_ids"] == theirs["completion_ids"] and np.allclose(mine["logprobs"], theirs["logprobs"], atol=1e-5)
+        assert mine["completion_ids"] == theirs["completion_ids"] and np.allclose(
+            mine["logprobs"], theirs["logprobs"], atol=1e-5
+        )
 
 
 @needs_vllm
@@ -541,21 +645,53 @@ def test_a_model_that_vllm_does_not_know(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         start_engines(str(tmp_path / "model"), settings())
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and f"failed while loading {tmp_path / 'model'} (" in error
+    assert (
+        end.value.code == 2
+        and error.count("\n") == 1
+        and f"failed while loading {tmp_path / 'model'} (" in error
+    )
     print(error)
 
 
 @needs_vllm
 def test_two_training_steps(tmp_path):
-    done = run("train.py", "--engine", "vllm", "--gpus", 2, "--steps", 2, "--problems-per-step", 4, "--num-samples", 16,
-               "--train-batch", 8, "--max-new-tokens", 80, "--eval-samples", 4, "--eval-problems", few(tmp_path), "--lr", "1e-3",
-               "--out", tmp_path / "run")
+    done = run(
+        "train.py",
+        "--engine",
+        "vllm",
+        "--gpus",
+        2,
+        "--steps",
+        2,
+        "--problems-per-step",
+        4,
+        "--num-samples",
+        16,
+        "--train-batch",
+        8,
+        "--max-new-tokens",
+        80,
+        "--eval-samples",
+        4,
+        "--eval-problems",
+        few(tmp_path),
+        "--lr",
+        "1e-3",
+        "--out",
+        tmp_path / "run",
+    )
     assert done.returncode == 0, done.stderr
     metrics = list(read_jsonl(tmp_path / "run/metrics.jsonl"))
     print([row["logprob_gap"] for row in metrics], [row["kl"] for row in metrics])
-    assert len(metrics) == 2 and metrics[1]["kl"] > 1e-4 and all(0 < row["logprob_gap"] < 1e-3 for row in metrics)
+    assert (
+        len(metrics) == 2
+        and metrics[1]["kl"] > 1e-4
+        and all(0 < row["logprob_gap"] < 1e-3 for row in metrics)
+    )
     model, _ = load_model(f"{tmp_path}/run/checkpoints/step_00002")
-    assert widest_gap(list(read_jsonl(tmp_path / "run/eval_00002/samples.jsonl")), model) < 1e-3  # sampled with the last weights
+    assert (
+        widest_gap(list(read_jsonl(tmp_path / "run/eval_00002/samples.jsonl")), model) < 1e-3
+    )  # sampled with the last weights
 
 
 def few(tmp_path):
