@@ -2,7 +2,7 @@
 
     python train.py --unlikeliness 0.25 --ppo-epochs 2      # GRPO-Unlikeliness-2 on the embedded default
     python train.py --kl 0.02                               # GRPO-Default
-    python train.py --advantages advantages.jsonl --out runs/by-hand       # one update on a file of advantage.py
+    python train.py --advantages advantages.jsonl --out runs/by-hand    # one update on a file
     torchrun --nproc-per-node 8 train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --template deepseek \\
         --engine vllm --dtype bfloat16 --gradient-checkpointing ...        # rank 0 does all but the update
 
@@ -10,21 +10,22 @@ Reads: problems (id, statement).
 Writes to runs/NAME: step_00012/{problems,samples,verified,advantages}.jsonl, the files of the other stages;
        metrics.jsonl, a row a step; checkpoints/step_00010, a Hugging Face folder with the optimizer's state;
        eval_00000 and eval_00100, held-out completions before and after; figures.
-A run that was stopped is continued by the same command with --resume. Every random draw is keyed by (seed, step),
-so there is no generator state to save, and on a CPU a resumed run ends with the same bits.
+--resume continues a run that was stopped. Every random draw is keyed by (seed, step), so there is no generator
+state to save, and on a CPU a resumed run ends with the same bits.
 
 At a step's first mini-batch the ratio is 1 and the loss says nothing about progress: watch reward and pass@N.
 """
 
-import argparse
 import os
 import time
+from argparse import Namespace
 from typing import Any, NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: spinning OpenMP threads starve each other
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import advantage
@@ -34,7 +35,7 @@ from advantage import add_advantages
 from evaluate import compare
 from lib import build, run
 from lib.cli import fail, flags, number
-from lib.jsonl import read_verified, tee_jsonl, write_jsonl
+from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, micro_batches_per_rank, token_logprobs
 from lib.metrics import start_report, step_metrics
 from lib.ranks import average_gradients, end_in_a_sentence, ranks, start_ranks, sum_over_ranks, whole_tensor
@@ -48,16 +49,11 @@ EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an 
 
 
 def token_losses(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    ref_logprobs: torch.Tensor | None,
-    advantages: torch.Tensor,
-    clip: float,
-    kl: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Any, advantages: Tensor, clip: float, kl: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, KL estimate k3 and "is clipped", [N] each, of N tokens (paper, section 2). All arguments are [N].
 
-    loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3, with k3 = exp(d) - d - 1 and d = ref - new.
+    loss = max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) + kl k3; k3 = exp(d) - d - 1, d = ref - new.
     As in the release, k3 is clamped to [-10, 10]. A clipped token has no policy gradient.
     """
     ratio = (logprobs - old_logprobs).exp()
@@ -72,35 +68,28 @@ def token_losses(
     return loss + kl * k3, k3, is_clipped
 
 
-def minibatches(rows: list[dict], args: argparse.Namespace, step: int, epoch: int) -> list[list[dict]]:
+def minibatches(rows: list[dict], args: Namespace, step: int, epoch: int) -> list[list[dict]]:
     """The buffer in a new order, cut into equal parts of about --minibatch rows."""
     order = np.random.default_rng([args.seed, step, epoch]).permutation(len(rows))
     count = max(1, round(len(rows) / args.minibatch))
     return [[rows[i] for i in part] for part in np.array_split(order, count)]
 
 
-def add_logprobs(model: Any, rows: list[dict], key: str, args: argparse.Namespace) -> None:
+def add_logprobs(model: Any, rows: list[dict], key: str, args: Namespace) -> None:
     """Adds the log-probability of every completion token under a model, row[key] [T]."""
     logprobs = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
     for row, row_logprobs in zip(rows, logprobs):
         row[key] = row_logprobs
 
 
-def update(
-    model: Any,
-    reference: Any,
-    optimizer: torch.optim.Optimizer,
-    rows: list[dict],
-    args: argparse.Namespace,
-    step: int,
-) -> dict:
+def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: Namespace, step: int) -> dict:
     """PPO epochs over the rows of the buffer (paper, section 4.2). Returns means over everything it saw.
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the ranks.
     """
     (rank, count), device = ranks(), device_of(model)
     rows = [dict(row) for row in rows]
-    # pi_old is the trainer's own, taken over the batches of the first epoch, so that the first ratio is exactly 1.
+    # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
         add_logprobs(model, minibatch, "old_logprobs", args)
     if args.kl:
@@ -164,8 +153,8 @@ def collect(
     num_samples: int,
     folder: str,
     seed: int,
-    args: argparse.Namespace,
-    progress: bool = False,
+    args: Namespace,
+    progress=False,
 ) -> tuple[list[dict], dict]:
     """Verified completions of the problems, through FOLDER/problems.jsonl, samples.jsonl and verified.jsonl.
 
@@ -178,32 +167,25 @@ def collect(
     rows = load_if_complete(f"{folder}/verified.jsonl", total, "reward")
     if rows:
         return rows, {"seconds_sample": 0.0, "seconds_verify": 0.0}
-    sampled_at = start
+    sampled_at, (model, tokenizer, engines, verifier) = start, prover
+    options = {"seed": seed, "model_name": f"{args.out}@{os.path.basename(folder)}", "progress": progress}
 
     def sampling():
         nonlocal sampled_at
-        with torch.autocast(prover.model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             yield from sample.sample_rows(
-                prover.model,
-                prover.tokenizer,
-                problems,
-                num_samples,
-                args,
-                seed=seed,
-                model_name=f"{args.out}@{os.path.basename(folder)}",
-                engines=prover.engines,
-                progress=progress,
+                model, tokenizer, problems, num_samples, args, engines=engines, **options
             )
         sampled_at = time.time()
 
     samples = load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")
     samples = samples or tee_jsonl(f"{folder}/samples.jsonl", sampling())
-    verified = verify.verify_stream(samples, prover.verifier, progress, total)
+    verified = verify.verify_stream(samples, verifier, progress, total)
     rows = list(tee_jsonl(f"{folder}/verified.jsonl", verified))
     return rows, {"seconds_sample": sampled_at - start, "seconds_verify": time.time() - sampled_at}
 
 
-def problems_of(step: int, problems: list[dict], args: argparse.Namespace) -> list[dict]:
+def problems_of(step: int, problems: list[dict], args: Namespace) -> list[dict]:
     """The problems of a step. Every pass over them has an order of its own and leaves out the remainder."""
     steps_a_pass = max(1, len(problems) // args.problems_per_step)
     order = np.random.default_rng([args.seed, step // steps_a_pass]).permutation(len(problems))
@@ -211,21 +193,19 @@ def problems_of(step: int, problems: list[dict], args: argparse.Namespace) -> li
     return [problems[i] for i in order[first : first + args.problems_per_step]]
 
 
-def collect_step(
-    prover: Prover, problems: list[dict], step: int, args: argparse.Namespace
-) -> tuple[list[dict], dict]:
+def collect_step(prover: Prover, problems: list[dict], step: int, args: Namespace) -> tuple[list[dict], dict]:
     """A step's rows with their advantages, and seconds."""
     folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
     rows, seconds = collect(prover, batch, args.num_samples, folder, sampler_seed(args, step), args)
     return list(tee_jsonl(f"{folder}/advantages.jsonl", add_advantages(rows, args))), seconds
 
 
-def sampler_seed(args: argparse.Namespace, step: int) -> int:
+def sampler_seed(args: Namespace, step: int) -> int:
     """The --seed of sample.py that gives a step's samples."""
     return args.seed * 10**6 + step
 
 
-def evaluate(prover: Prover, held_out: list[dict], step: int, args: argparse.Namespace) -> None:
+def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -> None:
     """Completions of the held-out problems in OUT/eval_00100, at the steps that --eval-every asks for."""
     due = step in (0, args.steps) or args.eval_every and step % args.eval_every == 0
     if held_out and due:
@@ -241,37 +221,29 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: argparse.Nam
 NOTHING = Prover(None, None, [], None), [], [], None, None  # what other ranks than 0 prepare
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> Namespace:
     parser = flags("GRPO for a Lean prover, with the unlikeliness reward.")
-    positive, count = number(float, 0, exclusive=True), number(int, 1)
+    positive, count, rate = number(float, 0, exclusive=True), number(int, 1), number(float, 0, high=1)
     held_out = os.path.join(os.path.dirname(os.path.abspath(__file__)), "toy", "val.jsonl")
     sample.add_flags(parser)
     verify.add_flags(parser)
     advantage.add_flags(parser)
-    group = parser.add_argument_group("update")
-    group.add_argument("--ppo-epochs", type=count, default=1, help="passes over the buffer [paper: 1 to 3]")
-    group.add_argument("--kl", type=number(float, 0), default=0.1, help="beta_KL [paper: 0.02 or 0.1]")
-    group.add_argument("--clip", type=positive, default=0.2, help="PPO's clip range [paper: 0.2]")
-    group.add_argument("--lr", type=number(float, 0, high=1), default=1e-4, help="constant [paper, 7B: 1e-6]")
-    group.add_argument("--weight-decay", type=number(float, 0, high=1), default=0.01, help="[paper: 0.01]")
-    group.add_argument("--grad-clip", type=positive, default=1.0, help="largest gradient norm [paper: 1]")
-    group.add_argument(
-        "--grad-skip", type=positive, default=20.0, help="skip updates with larger norms [paper: 20]"
-    )
-    group.add_argument("--problems-per-step", type=count, default=16, help="B [paper: 16]")
-    group.add_argument(
-        "--train-batch", type=count, default=256, help="completions that start an update [paper: 256]"
-    )
-    group.add_argument(
-        "--minibatch", type=count, default=256, help="completions an optimizer step [paper: 256]"
-    )
-    group.add_argument("--advantages", help="make one update, on the rows of this file of advantage.py")
-    group = parser.add_argument_group("evaluation")
-    group.add_argument("--eval-problems", default=held_out, help="held-out problems")
-    group.add_argument(
-        "--eval-samples", type=number(int, 0), default=64, help="completions a problem; 0: none"
-    )
-    group.add_argument("--eval-every", type=number(int, 0), default=0, help="steps; 0: only before and after")
+    add = parser.add_argument_group("update").add_argument
+    add("--ppo-epochs", type=count, default=1, help="passes over the buffer [paper: 1 to 3]")
+    add("--kl", type=number(float, 0), default=0.1, help="beta_KL [paper: 0.02 or 0.1]")
+    add("--clip", type=positive, default=0.2, help="PPO's clip range [paper: 0.2]")
+    add("--lr", type=rate, default=1e-4, help="constant learning rate [paper, at 7B: 1e-6]")
+    add("--weight-decay", type=rate, default=0.01, help="[paper: 0.01]")
+    add("--grad-clip", type=positive, default=1.0, help="largest gradient norm [paper: 1]")
+    add("--grad-skip", type=positive, default=20.0, help="skip updates with larger norms [paper: 20]")
+    add("--problems-per-step", type=count, default=16, help="B [paper: 16]")
+    add("--train-batch", type=count, default=256, help="completions that start an update [paper: 256]")
+    add("--minibatch", type=count, default=256, help="completions of an optimizer step [paper: 256]")
+    add("--advantages", help="make one update, on the rows of this file of advantage.py")
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--eval-problems", default=held_out, help="held-out problems")
+    add("--eval-samples", type=number(int, 0), default=64, help="completions a problem; 0: no evaluation")
+    add("--eval-every", type=number(int, 0), default=0, help="steps; 0: only before and after")
     run.add_flags(parser)
     build.add_flags(parser)
     args = parser.parse_args()
@@ -281,7 +253,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def prepare(args: argparse.Namespace) -> tuple[Prover, list[dict], list[dict], dict, str | None]:
+def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, str | None]:
     """On rank 0: whatever can be wrong with the input is found before anything is computed.
 
     Returns (prover, problems, held-out problems, what args.json is to hold, checkpoint to continue)."""
@@ -298,27 +270,11 @@ def prepare(args: argparse.Namespace) -> tuple[Prover, list[dict], list[dict], d
     use_vllm = args.engine == "vllm" and not args.advantages
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
-    sample.encode_prompts(
-        model, tokenizer, problems + held_out, args
-    )  # a prompt that is too long is found now
+    sample.encode_prompts(model, tokenizer, problems + held_out, args)  # ends here if one is too long
     return Prover(model, tokenizer, engines, verifier), problems, held_out, record, checkpoint
 
 
 # The loop
-
-
-def read_advantages(args: argparse.Namespace, model: Any) -> list[dict]:
-    """The rows of --advantages, which take the place of a step's."""
-    keys = ("prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason", "advantage")
-    rows = list(read_verified(args.advantages, *keys))
-    if all(row["advantage"] is None for row in rows):
-        fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
-    largest = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows)
-    if largest >= model.config.vocab_size:
-        fail(
-            f"{args.advantages} has a token {largest}, which {args.model} does not know; give the model that sampled"
-        )
-    return rows
 
 
 def main() -> None:
@@ -340,7 +296,7 @@ def main() -> None:
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):
         if on_rank_0:
             if args.advantages:
-                rows, seconds = read_advantages(args, prover.model), {}
+                rows, seconds = run.read_advantages(args, prover.model), {}
             else:
                 rows, seconds = collect_step(prover, problems, step, args)
             buffer += [row for row in rows if row["advantage"] is not None]

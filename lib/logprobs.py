@@ -82,10 +82,10 @@ def group_into_trees(rows: list[dict], token_budget: int) -> list[tuple[list[int
 
 
 def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> list[list[list[list[int]]]]:
-    """The micro-batches of each of `count` ranks; a micro-batch is a list of trees, a tree a list of row indices.
+    """The micro-batches of each of `count` ranks: lists of trees, which are lists of row indices.
 
-    Ranks get about equally many tokens. A micro-batch holds trees of similar size (0.8 of its longest or more),
-    and at most token_budget padded nodes unless it is a single tree. Padded with empty batches so that every
+    Ranks get about equally many tokens. A micro-batch holds trees of similar size (0.8 of its longest or more)
+    and at most token_budget padded nodes, unless it is a single tree. Padded with empty batches so that every
     rank runs the same number of forward passes.
     """
     ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
@@ -128,8 +128,9 @@ def prefix_tree(
 def make_batch(
     rows: list[dict], trees: Sequence[Sequence[int]], device: Any = "cpu", weight: float = 1.0
 ) -> Batch:
-    """A batch of these trees, lists of row indices; without any, the dummy batch of an idle rank: FSDP needs its
-    forward pass, its weight is 0. Rows may carry advantage, old_logprobs and ref_logprobs."""
+    """A batch of these trees, lists of row indices. Rows may carry advantage, old_logprobs, ref_logprobs.
+
+    Without trees it is the dummy batch of an idle rank: FSDP needs its forward pass; its weight is 0."""
     if not trees:
         rows, trees, weight = [DUMMY_ROW], [[0]], 0.0
     built = [prefix_tree(rows[t[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in t]) for t in trees]
@@ -172,9 +173,9 @@ def make_batch(
 def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) -> torch.Tensor:
     """Log-probabilities [D] of the batch's targets; under FSDP it takes the place of model.forward.
 
-    Logits are made only where a target is asked for, `chunk` rows at a time, and once more in backward: [D, V]
-    would outweigh everything else. They are divided by the sampling temperature in float32, as in the sampler,
-    so that the policy that is trained is the policy that sampled.
+    Logits are made only for these, `chunk` rows at a time, and once more in backward: [D, V] would outweigh
+    everything else. They are divided by the sampling temperature in float32, as in the sampler, so that the
+    policy that is trained is the policy that sampled.
     """
     head = model.get_output_embeddings()
     output = model.base_model(

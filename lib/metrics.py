@@ -16,7 +16,7 @@ OF_THE_UPDATE = "loss kl clip_fraction grad_norm skipped updates logprob_gap tok
 
 
 def step_metrics(step: int, rows: list[dict]) -> dict:
-    """What a step's verified rows with advantages say; the numbers of an update are null until there is one."""
+    """What a step's rows say; the numbers of an update are null in a step without one."""
     judged = [row for row in rows if row["reward"] is not None]
     correct = [row for row in judged if row["reward"] >= 1]
     return {
@@ -48,21 +48,16 @@ def alarms(history: list[dict]) -> Iterator[str]:
     """Warnings about what would otherwise go wrong in silence; history: the metrics rows so far."""
     row = history[-1]
     if len(history) >= 3 and not any(r["groups_kept"] for r in history[-3:]):
-        yield "no group was kept for three steps: the problems are too easy or too hard, so nothing is learned"
+        yield "no group was kept for three steps: all problems are too easy or too hard"
     if row["truncated"] > 0.5:
-        yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens; a truncated completion is wrong"
+        yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens, and so are wrong"
     if row["verifier_errors"]:
-        yield (
-            f"the verifier broke on {row['verifier_errors']} completions (reward null); verified.jsonl has its"
-            " messages"
-        )
+        yield f"the verifier broke on {row['verifier_errors']} completions: see verified.jsonl"
     if row["skipped"]:
-        yield f"{row['skipped']} of {row['updates']} updates skipped: grad norm {row['grad_norm']:.3g} (--grad-skip)"
+        norm = f"grad norm {row['grad_norm']:.3g} (--grad-skip)"
+        yield f"{row['skipped']} of {row['updates']} updates skipped: {norm}"
     if (row["logprob_gap"] or 0) > 1:
-        yield (
-            f"sampler and trainer disagree by {row['logprob_gap']:.2f} about a token's log-probability: do they have"
-            " the same weights?"
-        )
+        yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} on a log-probability: are weights stale?"
 
 
 def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None]:
@@ -102,7 +97,7 @@ def start_report(args: argparse.Namespace, run_id: str, steps: int) -> Callable[
                 history.append(row)
     if steps and not args.resume_from and (not history or history[-1]["step"] != steps - 1):
         fail(
-            f"{path} lacks the rows of the checkpoint's {steps} steps; restore it, or start anew with another --out"
+            f"{path} lacks rows of the checkpoint's {steps} steps; restore it, or start anew with another --out"
         )
     with open(f"{path}.part", "w", encoding="utf-8") as file:
         file.writelines(lines)

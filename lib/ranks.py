@@ -28,7 +28,7 @@ def ranks() -> tuple[int, int]:
 def start_ranks() -> Callable:
     """Joins the processes of torchrun. Returns broadcast(value), which gives every rank the value of rank 0.
 
-    The others wait in a broadcast while rank 0 samples, for days if need be. Any other exchange has to be over
+    The others wait in a broadcast while rank 0 samples, for days if need be. Any other exchange has to end
     within half an hour."""
     if not dist.is_torchelastic_launched():
         return lambda value: value

@@ -20,13 +20,14 @@ import torch.distributed.checkpoint as dcp
 from transformers.utils import logging
 
 from lib.cli import cause, fail, number
-from lib.jsonl import cannot_write
+from lib.jsonl import cannot_write, read_verified
 from lib.ranks import full_state, ranks
 
 FORMAT = 2  # of args.json and trainer.pt
-FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device reference_device shard
-    gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len sleep stored_curve model problems
-    eval_problems reference""".split()  # settings that a resumed run may change; files are compared by content
+# Settings that a resumed run may change. Files are compared by their content.
+FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
+    reference_device shard gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len sleep
+    stored_curve model problems eval_problems reference""".split()
 
 
 SETTINGS = {  # the paper's Table 1: (PPO epochs, beta_KL, beta_rank)
@@ -75,7 +76,7 @@ def run_name(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
 
 
 def stored_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
-    """The CSV of GRPO-Default's pass@N in results/, where model, problems and budget are those of this run."""
+    """The CSV of GRPO-Default's pass@N in results/, if model, problems and budget are those of this run."""
     same = (
         "model problems eval_problems steps problems_per_step num_samples eval_samples max_new_tokens".split()
     )
@@ -90,8 +91,8 @@ def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint:
     name = SETTINGS.get((args.ppo_epochs, args.kl, args.unlikeliness), "none of the paper's settings")
     print(
         f"{name}: unlikeliness {args.unlikeliness:g}, PPO epochs {args.ppo_epochs}, KL {args.kl:g}\n"
-        f"{args.steps} steps of {args.problems_per_step} problems x {args.num_samples} completions, out of {problems}"
-        f" problems; model {args.model} on {args.device}\n"
+        f"{args.steps} steps of {args.problems_per_step} problems x {args.num_samples} completions, out of"
+        f" {problems} problems; model {args.model} on {args.device}\n"
         f"pass@N of {held_out} held-out problems before and after; run folder {args.out}"
     )
     if checkpoint:
@@ -99,7 +100,7 @@ def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint:
 
 
 def fingerprint(path: str | None) -> str | None:
-    """A hash of what a file or a model folder holds: names and sizes, and the text of all but the largest files."""
+    """A hash of what a file or a model folder holds; of files over 64 MB, of name and size."""
     if path is None or not os.path.exists(path):
         return path  # a name on the Hugging Face hub
     files = (
@@ -159,9 +160,7 @@ def lock(folder: str) -> None:
         try:
             fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fail(
-                f"another train.py is at work in {folder}; wait for it, stop it, or name another folder with --out"
-            )
+            fail(f"another train.py is at work in {folder}; wait for it, or name another folder with --out")
 
 
 def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
@@ -172,14 +171,14 @@ def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
         old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
     except (ValueError, KeyError, TypeError):
         fail(
-            f"{path} is damaged or of an older version, so the run cannot be resumed; start anew with another --out"
+            f"{path} is damaged or of an older version, so it cannot be resumed; start anew with another --out"
         )
     for name, value in vars(args).items():
         flag = name.replace("_", "-")
         if name not in FREE and name in old_settings and old_settings[name] != value:
             fail(
-                f"{args.out} was started with --{flag} {old_settings[name]}, not {value}; give the same settings to"
-                " resume it, or name another folder with --out"
+                f"{args.out} was started with --{flag} {old_settings[name]}, not {value}; give the same settings"
+                " to resume it, or name another folder with --out"
             )
     for name, value in record["files"].items():
         if name in old_files and old_files[name] != value:
@@ -271,7 +270,7 @@ def save_checkpoint(
 
 
 def prune_checkpoints(newest: str, keep: int) -> None:
-    """Takes from older checkpoints what only serves to resume, and deletes all but the `keep` newest (0: none)."""
+    """Takes from older checkpoints what only serves to resume; deletes all but the `keep` newest (0: none)."""
     folder = os.path.dirname(newest)
     names = sorted(name for name in os.listdir(folder) if name.startswith("step_"))
     for name in names:
@@ -285,8 +284,7 @@ def prune_checkpoints(newest: str, keep: int) -> None:
 
 
 def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-    """(steps done, buffer) of a checkpoint whose weights the model already has. The optimizer gets its moments,
-    on any number of ranks."""
+    """(steps done, buffer) of a checkpoint whose weights the model has already. The optimizer gets its moments."""
     try:
         saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
         steps, buffer, adam_steps = saved["steps"], saved["buffer"], saved["adam_steps"]
@@ -298,7 +296,7 @@ def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimize
     except (Exception, dcp.CheckpointException) as error:  # torch and safetensors raise a dozen kinds
         fail(
             f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); it is damaged or of an older"
-            " version: delete that folder to resume from the files of the steps, or start anew with another --out"
+            " version: delete that folder to resume from the steps' files, or start anew with another --out"
         )
 
 
@@ -310,3 +308,17 @@ def load_if_complete(path: str, count: int, key: str) -> list[dict] | None:
         if len(rows) == count and key in rows[-1]:
             return rows
     return None
+
+
+def read_advantages(args: argparse.Namespace, model: Any) -> list[dict]:
+    """The rows of --advantages, which take the place of a step's."""
+    keys = ("prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason", "advantage")
+    rows = list(read_verified(args.advantages, *keys))
+    if all(row["advantage"] is None for row in rows):
+        fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
+    largest = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows)
+    if largest >= model.config.vocab_size:
+        fail(
+            f"{args.advantages} has a token {largest}, which {args.model} does not know; give the right --model"
+        )
+    return rows
