@@ -10,8 +10,8 @@ Reads: problems (id, statement).
 Writes to runs/NAME: step_00012/{problems,samples,verified,advantages}.jsonl, the files of the other stages;
        metrics.jsonl, a row a step; checkpoints/step_00010, a Hugging Face folder with the optimizer's state;
        eval_00000 and eval_00100, held-out completions before and after; figures.
---resume continues a run that was stopped. Every random draw is keyed by (seed, step), so there is no generator
-state to save, and on a CPU a resumed run ends with the same bits.
+--resume continues a run that was stopped. Every random draw is keyed by (seed, step), so there is no
+generator state to save, and on a CPU a resumed run ends with the same bits.
 
 At a step's first mini-batch the ratio is 1 and the loss says nothing about progress: watch reward and pass@N.
 """

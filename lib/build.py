@@ -40,8 +40,8 @@ def is_sharded(args: argparse.Namespace) -> bool:
 
 
 def load_sampler(args: argparse.Namespace, path: str, weights: bool) -> tuple[Any, Any]:
-    """(model, tokenizer) that rank 0 samples with: the trained model itself or, if that is sharded, a whole copy,
-    without weights if vLLM has them."""
+    """(model, tokenizer) that rank 0 samples with: the trained model itself or, if that is sharded, a whole
+    copy, without weights if vLLM has them."""
     if is_sharded(args):
         return load_model(path, args.dtype, args.device, weights=weights)
     return load_model(path, "float32", args.device)

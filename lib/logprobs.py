@@ -84,9 +84,9 @@ def group_into_trees(rows: list[dict], token_budget: int) -> list[tuple[list[int
 def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> list[list[list[list[int]]]]:
     """The micro-batches of each of `count` ranks: lists of trees, which are lists of row indices.
 
-    Ranks get about equally many tokens. A micro-batch holds trees of similar size (0.8 of its longest or more)
-    and at most token_budget padded nodes, unless it is a single tree. Padded with empty batches so that every
-    rank runs the same number of forward passes.
+    Ranks get about equally many tokens. A micro-batch holds trees of similar size (at least 0.8 of its
+    longest) and at most token_budget padded nodes, unless it is a single tree. Padded with empty batches so
+    that every rank runs the same number of forward passes.
     """
     ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
     longest = [0] * count  # of each rank's last micro-batch

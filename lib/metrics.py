@@ -35,8 +35,8 @@ def step_metrics(step: int, rows: list[dict]) -> dict:
 def step_line(m: dict) -> str:
     """A step on one line."""
     line = (
-        f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  kept {m['groups_kept']:2d}  "
-        f"unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  "
+        f"step {m['step']:4d}  reward {m['reward']:.2f}  solved {m['solved']:2d}  "
+        f"kept {m['groups_kept']:2d}  unique {m['unique']:.2f}  trunc {m['truncated']:.2f}  "
     )
     if m["updates"]:
         line += f"clip {m['clip_fraction']:.3f}  kl {m['kl']:.4f}  grad {m['grad_norm']:.2f}  "
@@ -57,7 +57,7 @@ def alarms(history: list[dict]) -> Iterator[str]:
         norm = f"grad norm {row['grad_norm']:.3g} (--grad-skip)"
         yield f"{row['skipped']} of {row['updates']} updates skipped: {norm}"
     if (row["logprob_gap"] or 0) > 1:
-        yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} on a log-probability: are weights stale?"
+        yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} on a log-probability: stale weights?"
 
 
 def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None]:
@@ -96,9 +96,7 @@ def start_report(args: argparse.Namespace, run_id: str, steps: int) -> Callable[
                 lines.append(line)
                 history.append(row)
     if steps and not args.resume_from and (not history or history[-1]["step"] != steps - 1):
-        fail(
-            f"{path} lacks rows of the checkpoint's {steps} steps; restore it, or start anew with another --out"
-        )
+        fail(f"{path} lacks rows of the checkpoint's {steps} steps; restore it, or start anew elsewhere")
     with open(f"{path}.part", "w", encoding="utf-8") as file:
         file.writelines(lines)
     os.replace(f"{path}.part", path)

@@ -26,8 +26,8 @@ from lib.ranks import full_state, ranks
 FORMAT = 2  # of args.json and trainer.pt
 # Settings that a resumed run may change. Files are compared by their content.
 FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
-    reference_device shard gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len sleep
-    stored_curve model problems eval_problems reference""".split()
+    reference_device shard gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len
+    sleep stored_curve model problems eval_problems reference""".split()
 
 
 SETTINGS = {  # the paper's Table 1: (PPO epochs, beta_KL, beta_rank)
@@ -170,15 +170,13 @@ def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
             before = json.load(file)
         old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
     except (ValueError, KeyError, TypeError):
-        fail(
-            f"{path} is damaged or of an older version, so it cannot be resumed; start anew with another --out"
-        )
+        fail(f"{path} is damaged or of an older version and cannot be resumed; use another --out")
     for name, value in vars(args).items():
         flag = name.replace("_", "-")
         if name not in FREE and name in old_settings and old_settings[name] != value:
             fail(
-                f"{args.out} was started with --{flag} {old_settings[name]}, not {value}; give the same settings"
-                " to resume it, or name another folder with --out"
+                f"{args.out} was started with --{flag} {old_settings[name]}, not {value};"
+                " give the same settings to resume it, or name another folder with --out"
             )
     for name, value in record["files"].items():
         if name in old_files and old_files[name] != value:
@@ -218,7 +216,7 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Ten
 
 @contextlib.contextmanager
 def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
-    """Ends the program with a sentence if writing fails: on a full disk, each library raises something else."""
+    """Ends the program with a sentence if writing fails; on a full disk, each library raises another error."""
     try:
         yield
     except kinds as error:
@@ -237,7 +235,7 @@ def save_checkpoint(
     buffer: list[dict],
     args: argparse.Namespace,
 ) -> None:
-    """Writes OUT/checkpoints/step_00010: a Hugging Face folder, trainer.pt, and AdamW's moments in optimizer/.
+    """Writes OUT/checkpoints/step_00010: a Hugging Face folder, trainer.pt, and Adam's moments in optimizer/.
 
     The folder gets its name when it is complete. Every rank writes its part of the moments. Older checkpoints
     lose trainer.pt and optimizer/, which are twice the size of the weights."""
@@ -270,7 +268,7 @@ def save_checkpoint(
 
 
 def prune_checkpoints(newest: str, keep: int) -> None:
-    """Takes from older checkpoints what only serves to resume; deletes all but the `keep` newest (0: none)."""
+    """Takes from older checkpoints what only serves to resume; deletes all but the `keep` newest, if not 0."""
     folder = os.path.dirname(newest)
     names = sorted(name for name in os.listdir(folder) if name.startswith("step_"))
     for name in names:
@@ -284,7 +282,7 @@ def prune_checkpoints(newest: str, keep: int) -> None:
 
 
 def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-    """(steps done, buffer) of a checkpoint whose weights the model has already. The optimizer gets its moments."""
+    """(steps done, buffer) of a checkpoint whose weights the model has. The optimizer gets its moments."""
     try:
         saved = torch.load(f"{checkpoint}/trainer.pt", weights_only=True)
         steps, buffer, adam_steps = saved["steps"], saved["buffer"], saved["adam_steps"]
@@ -295,8 +293,8 @@ def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimize
         return steps, buffer
     except (Exception, dcp.CheckpointException) as error:  # torch and safetensors raise a dozen kinds
         fail(
-            f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); it is damaged or of an older"
-            " version: delete that folder to resume from the steps' files, or start anew with another --out"
+            f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); it is damaged or of an"
+            " older version: delete that folder to resume from the steps' files, or start anew with another --out"
         )
 
 
@@ -318,7 +316,5 @@ def read_advantages(args: argparse.Namespace, model: Any) -> list[dict]:
         fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
     largest = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows)
     if largest >= model.config.vocab_size:
-        fail(
-            f"{args.advantages} has a token {largest}, which {args.model} does not know; give the right --model"
-        )
+        fail(f"{args.advantages} has a token {largest}, unknown to {args.model}; give the right --model")
     return rows
