@@ -19,6 +19,7 @@ size or the number of engines (except for a draw within float noise of the borde
 """
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ from lib.model import load_model
 from lib.vllm_engine import start_engines, vllm_completions, vllm_is_installed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+KEYS = ("id", "statement", "header", "informal")  # of a problem; others pass through
 
 
 def read_problems(path: str, limit: int | None = None, lean: bool = True) -> list[dict]:
@@ -50,7 +52,7 @@ def read_problems(path: str, limit: int | None = None, lean: bool = True) -> lis
     for where, row in numbered_rows(path):
         if "statement" not in row and ("formal_statement" in row or "theorem_statement" in row):
             fail(f"{where}: the columns of another collection; {convert}")
-        check_row(where, row, ["id", "statement"], optional=["header", "informal"])
+        check_row(where, row, KEYS[:2], optional=KEYS[2:])
         if row["id"] in seen:
             fail(f"{where}: {seen[row['id']]} has the id {row['id']!r} too; give every problem its own id")
         seen[row["id"]] = where
@@ -168,32 +170,14 @@ def sample_rows(
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that train.py has too."""
-    count = number(int, 1)
+    count, positive = number(int, 1), number(float, 0, exclusive=True)
     add = parser.add_argument_group("model and problems").add_argument
-    add(
-        "--model",
-        default=f"{HERE}/toy/base",
-        help="Hugging Face folder or name [paper: DeepSeek-Prover-V1.5-SFT]",
-    )
-    add(
-        "--problems",
-        default=f"{HERE}/toy/train.jsonl",
-        help="JSONL; tools/problems.py converts other collections",
-    )
-    add(
-        "--template",
-        choices=["bare", "deepseek"],
-        default="bare",
-        help="prompt: the statement, or DeepSeek-Prover's",
-    )
+    add("--model", default=f"{HERE}/toy/base", help="folder or hub name [paper: DeepSeek-Prover-V1.5-SFT]")
+    add("--problems", default=f"{HERE}/toy/train.jsonl", help="JSONL; tools/problems.py converts others")
+    add("--template", choices=["bare", "deepseek"], default="bare", help="prompt; bare: the statement alone")
     add = parser.add_argument_group("sampling").add_argument
     add("--num-samples", type=count, default=32, help="G, completions of each problem [paper: 32]")
-    add(
-        "--temperature",
-        type=number(float, 0, exclusive=True),
-        default=1.0,
-        help="divides the logits [paper: 1]",
-    )
+    add("--temperature", type=positive, default=1.0, help="divides the logits [paper: 1]")
     add("--max-new-tokens", type=count, default=200, help="longest completion, in tokens [paper: 512]")
     add("--seed", type=number(int, 0), default=0, help="the same seed gives the same samples")
     add = parser.add_argument_group("device and engine").add_argument
@@ -204,7 +188,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=["torch", "vllm", "auto"],
         default="torch",
-        help="auto: vllm if installed, on a GPU",
+        help="auto: vllm if it is here, on a GPU",
     )
     add("--gpus", type=count, help="vllm: GPUs that sample (default: all; on a CPU processes stand for them)")
     add("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
@@ -238,13 +222,10 @@ def options(command_line: str = "") -> argparse.Namespace:
 
 def main():
     parser = flags("Samples completions of each problem, with the log-probability of every token.")
-    parser.add_argument(
-        "--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete"
-    )
-    parser.add_argument("--limit", type=number(int, 1), help="only the first N problems")
-    parser.add_argument(
-        "--any-statement", action="store_true", help="accept statements without ':= by' at the end"
-    )
+    add = parser.add_argument
+    add("--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete")
+    add("--limit", type=number(int, 1), help="only the first N problems")
+    add("--any-statement", action="store_true", help="accept statements without ':= by' at the end")
     add_flags(parser)
     args = parser.parse_args()
     settle_flags(args)
@@ -265,7 +246,8 @@ def main():
         skip, options = done // args.num_samples, dict(seed=args.seed, model_name=args.model, engines=engines)
         return sample_rows(model, tokenizer, problems, args.num_samples, args, skip=skip, **options)
 
-    inputs = (problem for problem in problems for _ in range(args.num_samples))
+    inputs = ({key: problem[key] for key in KEYS if key in problem} for problem in problems)
+    inputs = itertools.chain.from_iterable(itertools.repeat(row, args.num_samples) for row in inputs)
     try:
         resume_jsonl(args.out, [settings, stamps], inputs, rows_after, group=args.num_samples)
     except torch.OutOfMemoryError:
