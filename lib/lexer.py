@@ -36,8 +36,9 @@ HASH_COMMANDS = re.compile(  # what their names begin with, after the #
 
 # Gaps, code that runs while Lean checks, files, other programs: wrong wherever they stand, as «word» too.
 BANNED_WORDS = set(
-    """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide polyrith
-    slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable! decl_name idbg""".split()
+    """sorry admit stop native_decide native by_elab implemented_by include_str bv_check bv_decide
+    polyrith slim_check plausible sleep assert! debug_assert! panic! println! todo! unreachable!
+    decl_name idbg""".split()
 )
 # Wrong in any namespace: ways past the kernel, and effects, because Lean runs (config := ...) as code.
 BANNED_NAMES = re.compile(
@@ -264,28 +265,27 @@ def single_theorem(statement: str) -> bool:
     False where in doubt: a second command, a modifier, an attribute, brackets that do not balance, a quoted
     name, another `:=` outside brackets, anything that forbidden() would not take from a proof."""
     try:
-        theorem_name(statement)  # it has one, and ends in ':= by'
-        words = list(tokens(statement))
+        start, name = theorem_place(statement)
+        words = [word for _, word, _ in tokens(statement)]
     except ValueError:
         return False
-    head = words[1:] if words and words[0][1] == "/--" else words  # a doc comment
-    texts = [word for _, word, _ in head]
-    if texts[:1] not in (["theorem"], ["lemma"]) or "/--" in texts or "/-!" in statement:
+    words = words[1:] if words[0] == "/--" else words  # a doc comment
+    if (
+        words[0] not in ("theorem", "lemma")
+        or words[1] != name
+        or {"/--", "theorem", "lemma"} & set(words[1:])
+    ):
         return False
-    name = texts[1]
-    if head[1][0] != "name" or "«" in name or name.startswith("_root_"):
+    if "«" in name or name.startswith("_root_") or "/-!" in statement:
         return False
-    depth: list[str] = []
+    brackets: list[str] = []
     colons, definitions = 0, 0
-    for word, following in zip(texts[2:], texts[3:]):
+    for word, following in zip(words[2:], words[3:]):
         if word in "([{⟨⦃":
-            depth.append(")]}⟩⦄"["([{⟨⦃".index(word)])
-        elif word in ")]}⟩⦄" and (not depth or depth.pop() != word):
+            brackets.append(")]}⟩⦄"["([{⟨⦃".index(word)])
+        elif word in ")]}⟩⦄" and (not brackets or brackets.pop() != word):
             return False
-        colons += word == ":" and not depth
-        definitions += word == ":" and following == "=" and not depth
-    if depth or definitions != 1 or colons < 2:
-        return False
-    code = re.sub(r"\A\s*/--.*?-/", "", statement, flags=re.S)
-    body = re.split(r"\b(?:theorem|lemma)\s", code, maxsplit=1)[1]
-    return forbidden(" " + body.replace("\n", "\n ")) is None
+        colons += word == ":" and not brackets
+        definitions += word == ":" and following == "=" and not brackets
+    code = " " + statement[start:].replace("\n", "\n ")  # forbidden() allows nothing at the margin
+    return not brackets and definitions == 1 and colons > 1 and forbidden(code) is None
