@@ -1,7 +1,7 @@
 """Rewards to advantages: unlikeliness reward, group filter, GRPO's normalisation (paper, sections 2 and 4.1).
 
     python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25
-    python advantage.py verified.jsonl --out advantages.jsonl --estimator w-reinforce     # see estimators.py
+    python advantage.py verified.jsonl --out advantages.jsonl --estimator w-reinforce     # see lib/estimators.py
 
 Reads: id, sample, completion_ids, logprobs, reward (null where the verifier broke). The rows of a group
        must be next to each other, as sample.py and verify.py write them.
@@ -19,8 +19,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from estimators import ESTIMATORS
 from lib.cli import flags, number, run
+from lib.estimators import ESTIMATORS
 from lib.jsonl import check_out, read_groups, tee_jsonl
 
 
@@ -97,7 +97,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="drop a group if its raw, or its shaped, rewards are all equal [paper: raw]",
     )
     group.add_argument(
-        "--estimator", choices=list(ESTIMATORS), default="grpo", help="see estimators.py [paper: grpo]"
+        "--estimator", choices=list(ESTIMATORS), default="grpo", help="see lib/estimators.py [paper: grpo]"
     )
 
 

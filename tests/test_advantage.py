@@ -14,7 +14,7 @@ import torch
 import advantage
 import lib.jsonl
 from advantage import add_advantages, group_advantages, likelihood_rank, options, unlikeliness_reward
-from estimators import ESTIMATORS, dr_grpo, f_grpo, grpo, nsr, pass_at_k, raft, reinforce_rej, w_reinforce
+from lib.estimators import ESTIMATORS, dr_grpo, f_grpo, grpo, nsr, pass_at_k, raft, reinforce_rej, w_reinforce
 from lib.jsonl import read_jsonl, write_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -437,7 +437,7 @@ def test_command(tmp_path):
         assert list(read_jsonl(tmp_path / "out.jsonl")) == add_advantages(rows, options(flags))
         assert done.stdout == f"7 rows, 3 groups, {kept} rows in groups that the filter keeps\n"
     helped = " ".join(run("--help", cwd=tmp_path).stdout.split())
-    assert "see estimators.py [paper: grpo] (default: grpo)" in helped and "None" not in helped
+    assert "see lib/estimators.py [paper: grpo] (default: grpo)" in helped and "None" not in helped
 
 
 def test_command_holds_a_group_at_a_time(tmp_path, monkeypatch, capsys):
