@@ -296,6 +296,7 @@ def run(*arguments):
 
 def call(monkeypatch, *arguments):
     """main() in this process: the exit code."""
+    torch.set_num_threads(1)  # as run() has it: the same bits
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
     try:
         sample.main()
