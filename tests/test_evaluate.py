@@ -1,4 +1,5 @@
 """pass@N against enumeration, intervals, uplift, distinct proofs, figures, stories, and every command of evaluate.py."""
+
 import doctest
 import itertools
 import json
@@ -28,6 +29,7 @@ def run(*arguments):
 @pytest.fixture
 def called(monkeypatch, capsys):
     """run() within this process, where torch is loaded already."""
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         code = 0
@@ -36,6 +38,7 @@ def called(monkeypatch, capsys):
         except SystemExit as error:
             code = error.code
         return SimpleNamespace(returncode=code, stdout=(said := capsys.readouterr()).out, stderr=said.err)
+
     return call
 
 
@@ -47,9 +50,20 @@ def write(path, rows):
 
 def verified(rewards):
     """Verified rows of {problem: rewards}; a problem's proofs alternate between two texts."""
-    return [dict(id=name, statement=f"theorem {name} : True := by", sample=k, prompt_ids=[1, 5, 6],
-                 completion=f"\n  exact h{k % 2}", completion_ids=[7, 8 + k % 2, 2],
-                 finish_reason="stop", reward=reward) for name, group in rewards.items() for k, reward in enumerate(group)]
+    return [
+        dict(
+            id=name,
+            statement=f"theorem {name} : True := by",
+            sample=k,
+            prompt_ids=[1, 5, 6],
+            completion=f"\n  exact h{k % 2}",
+            completion_ids=[7, 8 + k % 2, 2],
+            finish_reason="stop",
+            reward=reward,
+        )
+        for name, group in rewards.items()
+        for k, reward in enumerate(group)
+    ]
 
 
 def is_png(path):
@@ -58,12 +72,15 @@ def is_png(path):
 
 # pass@N
 
+
 def test_pass_at_n_is_the_share_of_subsets_with_a_correct_sample():
     for n in range(1, 8):
         for c in range(n + 1):
             for N in range(1, n + 1):
                 subsets = list(itertools.combinations([k < c for k in range(n)], N))
-                assert evaluate.pass_at_n(n, c, N) == pytest.approx(np.mean([any(s) for s in subsets]), abs=1e-12), (n, c, N)
+                assert evaluate.pass_at_n(n, c, N) == pytest.approx(
+                    np.mean([any(s) for s in subsets]), abs=1e-12
+                ), (n, c, N)
 
 
 def test_pass_at_n_edges():
@@ -99,19 +116,27 @@ def test_the_examples_of_the_docstrings():
 
 # Counting
 
+
 def test_counts(tmp_path):
-    rows = verified({"a": [1.0, 0.0, None, 1.0], "b": [None, None], "c": [1, 1, 1, 0]})  # a: proofs 0 and 1; c: 0, 1, 0
+    rows = verified(
+        {"a": [1.0, 0.0, None, 1.0], "b": [None, None], "c": [1, 1, 1, 0]}
+    )  # a: proofs 0 and 1; c: 0, 1, 0
     rows[1]["finish_reason"] = rows[2]["finish_reason"] = "length"  # the second has no verdict
     counts = evaluate.load_counts(write(tmp_path / "v.jsonl", rows))
     assert counts["ids"] == ["a", "c"] and counts["unverified"] == 3 and counts["unjudged"] == 1
     assert {key: counts[key].tolist() for key in ("n", "correct", "truncated")} == {
-        "n": [3, 4], "correct": [2, 3], "truncated": [1, 0]}
+        "n": [3, 4],
+        "correct": [2, 3],
+        "truncated": [1, 0],
+    }
     assert counts["proofs"] == [{"exact h0": 1, "exact h1": 1}, {"exact h0": 2, "exact h1": 1}]
     assert counts["sequences"] == [{("exact",): 2}, {("exact",): 3}]
 
 
 def test_a_reward_of_1_or_more_is_correct(tmp_path, monkeypatch):
-    rows = [dict(row, reward=reward) for row, reward in zip(verified({"a": [1] * 6}), [0.5, 0.99, 1, 1.5, -2, 3])]
+    rows = [
+        dict(row, reward=reward) for row, reward in zip(verified({"a": [1] * 6}), [0.5, 0.99, 1, 1.5, -2, 3])
+    ]
     for reader in ("read_verified",):  # its own check of rewards is another test's
         monkeypatch.setattr(samples, reader, lambda path, *keys: iter(rows))
     assert evaluate.load_counts("v.jsonl")["correct"].tolist() == [3]
@@ -127,11 +152,20 @@ def test_unique_proofs_ignore_white_space_around_them(tmp_path):
 def counts_of(n, correct, ids=None):
     n, correct = np.array(n), np.array(correct)
     proofs = [Counter({"exact h": int(c)}) if c else Counter() for c in correct]
-    return dict(n=n, correct=correct, proofs=proofs, sequences=proofs, truncated=0 * n, unverified=0, unjudged=0,
-                ids=ids or [f"p{i}" for i in range(len(n))])
+    return dict(
+        n=n,
+        correct=correct,
+        proofs=proofs,
+        sequences=proofs,
+        truncated=0 * n,
+        unverified=0,
+        unjudged=0,
+        ids=ids or [f"p{i}" for i in range(len(n))],
+    )
 
 
 # Intervals
+
 
 def test_bootstrap_is_seeded_and_centred_on_the_mean():
     values = np.random.default_rng(1).random([50, 3])
@@ -154,7 +188,9 @@ def test_bootstrap_width_is_that_of_the_normal_approximation_and_shrinks():
 
 def test_bootstrap_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
-    intervals = [evaluate.bootstrap_mean(rng.random([80, 1]) < 0.3, repeats=300, seed=k)[1:, 0] for k in range(200)]
+    intervals = [
+        evaluate.bootstrap_mean(rng.random([80, 1]) < 0.3, repeats=300, seed=k)[1:, 0] for k in range(200)
+    ]
     covered = [low <= 0.3 <= high for low, high in intervals]
     assert 0.89 < np.mean(covered) < 0.99
 
@@ -171,9 +207,15 @@ def test_bootstrap_leaves_out_what_is_nan():
     assert np.isnan([mean[2], low[2], high[2]]).all()
     assert np.isnan(evaluate.bootstrap_mean(np.empty([0, 2]))).all()
     values = np.random.default_rng(2).random([60, 2])
-    padded = np.concatenate([values, np.full([60, 2], nan)])  # half of the draws are empty rows: a wider interval
+    padded = np.concatenate(
+        [values, np.full([60, 2], nan)]
+    )  # half of the draws are empty rows: a wider interval
     np.testing.assert_allclose(evaluate.bootstrap_mean(padded)[0], values.mean(0))
-    np.testing.assert_allclose(np.diff(evaluate.bootstrap_mean(padded)[1:], axis=0), np.diff(evaluate.bootstrap_mean(values)[1:], axis=0), rtol=0.15)
+    np.testing.assert_allclose(
+        np.diff(evaluate.bootstrap_mean(padded)[1:], axis=0),
+        np.diff(evaluate.bootstrap_mean(values)[1:], axis=0),
+        rtol=0.15,
+    )
 
 
 def test_paired_difference_over_the_common_problems():
@@ -191,10 +233,16 @@ def test_pairing_narrows_the_interval():
     easy = rng.integers(0, 30, 200)  # problems differ a lot, the two models little
     first, later = counts_of([32] * 200, easy), counts_of([32] * 200, easy + 1)
     width = lambda curve: curve[2, 0] - curve[1, 0]
-    assert width(evaluate.pass_curve(later, [1], first)[1]) < 1e-12 < 0.05 < width(evaluate.pass_curve(later, [1])[1])
+    assert (
+        width(evaluate.pass_curve(later, [1], first)[1])
+        < 1e-12
+        < 0.05
+        < width(evaluate.pass_curve(later, [1])[1])
+    )
 
 
 # The table
+
 
 def test_table_is_aligned_markdown_with_hand_worked_numbers():
     results = {"base": counts_of([4, 4], [1, 0]), "grpo": counts_of([4, 3], [4, 3])}
@@ -205,23 +253,41 @@ def test_table_is_aligned_markdown_with_hand_worked_numbers():
         if lines[0].startswith("|"):
             assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
             assert set(lines[1]) <= set("|-: ")
-    table = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in
-             (line.strip("| ").split("|") for line in text.split("\n\n")[0].split("\n"))}
+    table = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for cells in (line.strip("| ").split("|") for line in text.split("\n\n")[0].split("\n"))
+    }
     assert table["pass@1"][0].startswith("12.5 [") and table["pass@1"][1] == "100.0 [100.0, 100.0]"
-    assert table["pass@4"] == ["50.0 [0.0, 100.0]", "-"] and "pass@3" in table  # grpo stops at its smallest n, 3
-    assert table["problems solved"] == ["1 of 2", "2 of 2"] and table["samples per problem"] == ["4", "3 to 4"]
-    assert table["distinct proofs in 1 correct"] == table["distinct sequences in 1 correct"] == ["1.0 [1.0, 1.0]"] * 2
+    assert (
+        table["pass@4"] == ["50.0 [0.0, 100.0]", "-"] and "pass@3" in table
+    )  # grpo stops at its smallest n, 3
+    assert table["problems solved"] == ["1 of 2", "2 of 2"] and table["samples per problem"] == [
+        "4",
+        "3 to 4",
+    ]
+    assert (
+        table["distinct proofs in 1 correct"]
+        == table["distinct sequences in 1 correct"]
+        == ["1.0 [1.0, 1.0]"] * 2
+    )
     assert "grpo - base" in text and "+87.5" in text
     assert "grpo: N stops at 3, all that p1 has; others have up to 4." in text
 
 
 def test_files_without_a_common_problem_have_no_difference():
     text = evaluate.pass_table({"a": counts_of([2], [1], ["x"]), "b": counts_of([2], [1], ["y"])})
-    assert [line for line in text.split("\n") if line.startswith("| problems in common")][0].split("|")[2].strip() == "0"
+    assert [line for line in text.split("\n") if line.startswith("| problems in common")][0].split("|")[
+        2
+    ].strip() == "0"
 
 
 def test_three_files_are_compared_with_the_first_and_with_the_second():
-    text = evaluate.pass_table({name: counts_of([4, 4], correct) for name, correct in (("base", [0, 4]), ("a", [1, 3]), ("b", [4, 2]))})
+    text = evaluate.pass_table(
+        {
+            name: counts_of([4, 4], correct)
+            for name, correct in (("base", [0, 4]), ("a", [1, 3]), ("b", [4, 2]))
+        }
+    )
     head, _, first, *_ = text.split("Paired differences")[1].split("\n\n")[1].split("\n")
     assert [cell.strip() for cell in head.split("|")[2:-1]] == ["a - base", "b - base", "b - a"]
     assert [cell.strip().split()[0] for cell in first.split("|")[2:-1]] == ["+0.0", "+25.0", "+25.0"]
@@ -230,11 +296,14 @@ def test_three_files_are_compared_with_the_first_and_with_the_second():
 
 # Distinct proofs
 
+
 def test_distinct_proofs_in_draws_by_hand():
     # of AAB: the pairs AA, AB, AB, so (1 + 2 + 2) / 3
     assert evaluate.distinct_in_draws([2, 1], 2) == pytest.approx(5 / 3)
     assert evaluate.distinct_in_draws([2, 1], 1) == 1 and evaluate.distinct_in_draws([2, 1], 3) == 2
-    assert evaluate.distinct_in_draws([5], 3) == 1 and evaluate.distinct_in_draws([1] * 6, 4) == pytest.approx(4)
+    assert evaluate.distinct_in_draws([5], 3) == 1 and evaluate.distinct_in_draws(
+        [1] * 6, 4
+    ) == pytest.approx(4)
 
 
 def test_distinct_proofs_in_draws_are_the_mean_over_all_subsets():
@@ -242,14 +311,19 @@ def test_distinct_proofs_in_draws_are_the_mean_over_all_subsets():
         texts = [k for k, count in enumerate(counts) for _ in range(count)]
         for m in range(1, len(texts) + 1):
             subsets = list(itertools.combinations(texts, m))
-            assert evaluate.distinct_in_draws(counts, m) == pytest.approx(np.mean([len(set(s)) for s in subsets]))
+            assert evaluate.distinct_in_draws(counts, m) == pytest.approx(
+                np.mean([len(set(s)) for s in subsets])
+            )
 
 
 def test_distinct_proofs_are_counted_over_the_same_problems_at_equal_draws():
     def counts(**proofs):
         return {"ids": list(proofs), "proofs": [Counter(text) for text in proofs.values()]}
 
-    results = {"base": counts(a="xxyy", b="xxxz", c="x", d=""), "tuned": counts(b="xxxxxxxx", a="xxxxy", c="xx", e="xxxx")}
+    results = {
+        "base": counts(a="xxyy", b="xxxz", c="x", d=""),
+        "tuned": counts(b="xxxxxxxx", a="xxxxy", c="xx", e="xxxx"),
+    }
     # in common a, b, c; fewest correct samples 4, 4, 1, whose median is 4: so a and b at 1, 2, 4 draws
     lines = evaluate.distinct_curves(results, "proofs")
     assert lines["base"][0] == lines["tuned"][0] == [1, 2, 4]
@@ -260,18 +334,28 @@ def test_distinct_proofs_are_counted_over_the_same_problems_at_equal_draws():
     assert apart["base"][0] == [] and apart["base"][1].shape == (3, 0)
 
 
-@pytest.mark.parametrize("proof, names", [
-    ("\n  intro h1 h2\n  exact h1", "intro exact"),
-    ("\n  exact fun h1 h2 => ⟨fun h3 => h2, h1⟩", "exact"),
-    ("\n  constructor\n  · intro h3; exact h3\n  · · simp [h] <;> rfl", "constructor intro exact simp rfl"),
-    ("\n  rcases h with h1 | h1\n  case inl => left; assumption\n  have h2 : p := by trivial\n  exact? ", "rcases left assumption have trivial exact?"),
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    "proof, names",
+    [
+        ("\n  intro h1 h2\n  exact h1", "intro exact"),
+        ("\n  exact fun h1 h2 => ⟨fun h3 => h2, h1⟩", "exact"),
+        (
+            "\n  constructor\n  · intro h3; exact h3\n  · · simp [h] <;> rfl",
+            "constructor intro exact simp rfl",
+        ),
+        (
+            "\n  rcases h with h1 | h1\n  case inl => left; assumption\n  have h2 : p := by trivial\n  exact? ",
+            "rcases left assumption have trivial exact?",
+        ),
+        ("", ""),
+    ],
+)
 def test_names_of_tactics(proof, names):
     assert samples.tactic_names(proof) == tuple(names.split())
 
 
 # Uplift
+
 
 def test_uplift_by_hand():
     # p: likeliest -1, -3, -5, then after training lower, higher, lower; q: -2, -4: higher, lower; r has one proof: higher
@@ -286,50 +370,76 @@ def test_uplift_by_hand():
 
 def test_uplift_over_seeds_counts_the_share_of_runs():
     ids, before = ["p", "p", "q", "q"], [-1.0, -5.0, -2.0, -9.0]
-    runs = [-2.0, -4.0, -1.0, -8.0], [-2.0, -6.0, -1.0, -9.0]  # likelier: no, yes, yes, yes; no, no, yes, no (equal)
+    runs = (
+        [-2.0, -4.0, -1.0, -8.0],
+        [-2.0, -6.0, -1.0, -9.0],
+    )  # likelier: no, yes, yes, yes; no, no, yes, no (equal)
     by_bin, by_rank = evaluate.uplift(ids, before, runs, bins=2)
-    assert by_bin[0].tolist() == by_rank[0].tolist() == [0.5, 0.5] and by_bin[3].tolist() == [2, 2]  # (0 + 1) / 2, (1/2 + 1/2) / 2
+    assert by_bin[0].tolist() == by_rank[0].tolist() == [0.5, 0.5] and by_bin[3].tolist() == [
+        2,
+        2,
+    ]  # (0 + 1) / 2, (1/2 + 1/2) / 2
 
 
 def test_uplift_ends_and_empty_bins():
     by_bin, by_rank = evaluate.uplift(["p"] * 3, [-1, -2, -3], [0, -3, 0], bins=4)  # relative rank 0, 1/2, 1
-    assert by_bin[0, [0, 2, 3]].tolist() == [1, 0, 1] and np.isnan(by_bin[0, 1]) and by_bin[3].tolist() == [1, 0, 1, 1]
+    assert (
+        by_bin[0, [0, 2, 3]].tolist() == [1, 0, 1]
+        and np.isnan(by_bin[0, 1])
+        and by_bin[3].tolist() == [1, 0, 1, 1]
+    )
     assert "-" in evaluate.uplift_table({"m": (by_bin, by_rank)}).split("\n")[3]
 
 
 def test_the_interval_of_uplift_is_the_bootstrap_over_problems():
     ids, before = [f"p{k // 2}" for k in range(200)], [-1.0, -2.0] * 100
-    after = [-0.5, -3.0, -1.5, -1.0] * 50  # likelier in every second problem: the likely one, then the rare one
+    after = [
+        -0.5,
+        -3.0,
+        -1.5,
+        -1.0,
+    ] * 50  # likelier in every second problem: the likely one, then the rare one
     by_bin, _ = evaluate.uplift(ids, before, after, bins=2)
     values = np.tile([[1, 0], [0, 1]], [50, 1])
     np.testing.assert_array_equal(by_bin[:3], evaluate.bootstrap_mean(values))
-    assert by_bin[2, 0] - by_bin[1, 0] == pytest.approx(2 * 1.96 * 0.5 / 10, rel=0.1)  # as of 100 problems, not of 200 proofs
+    assert by_bin[2, 0] - by_bin[1, 0] == pytest.approx(
+        2 * 1.96 * 0.5 / 10, rel=0.1
+    )  # as of 100 problems, not of 200 proofs
 
 
 def test_correct_samples_are_distinct_in_their_token_ids(tmp_path):
     rows = verified({"b": [1, 1, 1, 0], "a": [1, None], "c": [0]}) + verified({"b": [1]})
     found = evaluate.correct_samples(write(tmp_path / "v.jsonl", rows))
-    assert [(row["id"], row["completion_ids"]) for row in found] == [("b", [7, 8, 2]), ("b", [7, 9, 2]), ("a", [7, 8, 2])]
+    assert [(row["id"], row["completion_ids"]) for row in found] == [
+        ("b", [7, 8, 2]),
+        ("b", [7, 9, 2]),
+        ("a", [7, 8, 2]),
+    ]
 
 
 def test_score_is_the_log_probability_of_the_stored_ids(tiny_model_dir):
     import torch
 
     from lib.model import load_model
+
     model, _ = load_model(tiny_model_dir)
-    rows = [dict(prompt_ids=[1, 5, 6], completion_ids=[7, 8, 2]), dict(prompt_ids=[1, 9], completion_ids=[10, 2])]
+    rows = [
+        dict(prompt_ids=[1, 5, 6], completion_ids=[7, 8, 2]),
+        dict(prompt_ids=[1, 9], completion_ids=[10, 2]),
+    ]
     args = Namespace(dtype="float32", device="cpu", micro_batch_tokens=64)
     got = evaluate.score(tiny_model_dir, rows, args)
     for row, value in zip(rows, got):
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
         with torch.no_grad():
             logps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        assert value == pytest.approx(float(logps[len(row["prompt_ids"]) - 1:].sum()), abs=1e-4)
+        assert value == pytest.approx(float(logps[len(row["prompt_ids"]) - 1 :].sum()), abs=1e-4)
     with pytest.raises(SystemExit):
         evaluate.score(tiny_model_dir, [dict(prompt_ids=[1], completion_ids=[10**6])], args)
 
 
 # Colours, names and figures
+
 
 def test_the_base_model_is_grey_and_runs_have_different_colours():
     looks = figures.styles(["base", "a", "b", "stored c", "d"])
@@ -341,14 +451,25 @@ def test_the_base_model_is_grey_and_runs_have_different_colours():
 
 def test_names_of_inputs():
     paths = ["runs/a/eval_00000/verified.jsonl", "out/base.jsonl", "runs/a/checkpoints/step_00060", "runs/b/"]
-    assert list(evaluate.name_inputs(paths, None)) == ["runs/a/eval_00000", "out/base", "runs/a/checkpoints/step_00060", "runs/b"]
+    assert list(evaluate.name_inputs(paths, None)) == [
+        "runs/a/eval_00000",
+        "out/base",
+        "runs/a/checkpoints/step_00060",
+        "runs/b",
+    ]
     assert evaluate.name_inputs(paths[1:3], ["x", "y"]) == {"x": paths[1], "y": paths[2]}
 
 
 def test_the_numbers_of_a_figure_stand_beside_it_and_come_back(tmp_path):
     nan = np.nan
-    lines = {"base": ([1, 2], np.array([[0.5, 0.75], [0.25, nan], [0.7, nan]])), "odd, \"name\"": ([0.1], np.array([[1 / 3]] * 3))}
-    parts = [figures.Panel("first", "x", lines), figures.Panel("second", "x", {"a": ([8], np.array([[3], [2], [4]]))}, log=True, scale=1)]
+    lines = {
+        "base": ([1, 2], np.array([[0.5, 0.75], [0.25, nan], [0.7, nan]])),
+        'odd, "name"': ([0.1], np.array([[1 / 3]] * 3)),
+    }
+    parts = [
+        figures.Panel("first", "x", lines),
+        figures.Panel("second", "x", {"a": ([8], np.array([[3], [2], [4]]))}, log=True, scale=1),
+    ]
     figures.draw(parts, str(tmp_path / "new" / "f.png"))
     assert is_png(tmp_path / "new" / "f.png")
     text = (tmp_path / "new" / "f.csv").read_text().split("\n")
@@ -362,37 +483,60 @@ def test_the_numbers_of_a_figure_stand_beside_it_and_come_back(tmp_path):
 
 def test_a_stored_figure_is_drawn_in_grey_without_its_base_model(tmp_path, monkeypatch):
     line = [1, 2], np.array([[0.5, 0.6]] * 3)
-    figures.draw([figures.Panel("p", "x", {"base": line, "Default": line}), figures.Panel("gone", "x", {"Default": line})], str(tmp_path / "f.png"))
+    figures.draw(
+        [
+            figures.Panel("p", "x", {"base": line, "Default": line}),
+            figures.Panel("gone", "x", {"Default": line}),
+        ],
+        str(tmp_path / "f.png"),
+    )
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     parts = [figures.Panel("p", "x", {"base": line, "new": line})]
     figures.draw(parts, str(tmp_path / "g.png"), str(tmp_path / "f.csv"))
     assert {ax_line.get_label(): ax_line.get_color() for ax_line in drawn[0].axes[0].lines} == {
-        "base": "#444444", "new": figures.COLORS[0], "stored Default": "#AAAAAA"}
+        "base": "#444444",
+        "new": figures.COLORS[0],
+        "stored Default": "#AAAAAA",
+    }
 
 
 def test_curves_are_means_of_equal_parts_of_the_run(tmp_path):
-    rows = [dict(step=k, reward=k / 100, unique=0.5, kl=None if k % 2 else 0.01 * k, clip_fraction=None) for k in range(40)]
+    rows = [
+        dict(step=k, reward=k / 100, unique=0.5, kl=None if k % 2 else 0.01 * k, clip_fraction=None)
+        for k in range(40)
+    ]
     write(tmp_path / "metrics.jsonl", rows)
     reward, unique, kl, clipped = (part.lines["a"] for part in figures.curve_panels({"a": str(tmp_path)}))
     assert reward[0].tolist() == [0.5 + 2 * k for k in range(20)]  # 40 steps, 2 a part
     assert reward[1][0].tolist() == pytest.approx([(0.5 + 2 * k) / 100 for k in range(20)])
-    assert kl[0].tolist() == [2.0 * k for k in range(20)] and kl[1][0].tolist() == pytest.approx([0.02 * k for k in range(20)])
+    assert kl[0].tolist() == [2.0 * k for k in range(20)] and kl[1][0].tolist() == pytest.approx(
+        [0.02 * k for k in range(20)]
+    )
     assert clipped[0].shape == (0,) and clipped[1].shape == (3, 0)
 
 
 def test_figures_of_functions(tmp_path):
-    figures.draw(evaluate.pass_panels({"a": counts_of([1], [1]), "b": counts_of([7, 9], [0, 3])}), str(tmp_path / "new" / "p.png"))
-    figures.draw(evaluate.uplift_panels({"a": evaluate.uplift(["p"], [-1], [-2])}), str(tmp_path / "u.png"))  # no problem with two proofs
+    figures.draw(
+        evaluate.pass_panels({"a": counts_of([1], [1]), "b": counts_of([7, 9], [0, 3])}),
+        str(tmp_path / "new" / "p.png"),
+    )
+    figures.draw(
+        evaluate.uplift_panels({"a": evaluate.uplift(["p"], [-1], [-2])}), str(tmp_path / "u.png")
+    )  # no problem with two proofs
     assert is_png(tmp_path / "new" / "p.png") and is_png(tmp_path / "u.png")
 
 
 # The story
 
+
 def told(likely, rare, one=(0.06, 0.04, 0.08), many=(-0.03, -0.05, -0.01)):
     passes = [([1, 64], np.array([[0.571, 0.830]] * 3)), ([1, 64], np.array([one, many]).T)]
     rates = np.array([[*ends, 10.0] for ends in (likely, rare)]).T, None
-    distinct = [[([1, 8], np.array([[1, before]] * 3)), ([1, 8], np.array([[1, after]] * 3))] for before, after in ((5.25, 4.0), (4.5, 3.0))]
+    distinct = [
+        [([1, 8], np.array([[1, before]] * 3)), ([1, 8], np.array([[1, after]] * 3))]
+        for before, after in ((5.25, 4.0), (4.5, 3.0))
+    ]
     return story.sentences("GRPO-Default", 200, passes, rates, distinct).split("\n")
 
 
@@ -402,7 +546,8 @@ def test_three_sentences_by_hand():
         "83.0 % at 64 tries, 3.0 points fewer than the base model [-5.0, -1.0].",
         "- Of the base model's correct proofs it made 55 % of the likeliest fifth likelier and 16 % of the rarest: "
         "it favours proofs that were likely anyway, the paper's rank bias.",
-        "- 8 correct samples of a theorem hold 4.0 distinct proofs, 5.2 before; counted as sequences of tactic names 3.0, 4.5 before."]
+        "- 8 correct samples of a theorem hold 4.0 distinct proofs, 5.2 before; counted as sequences of tactic names 3.0, 4.5 before.",
+    ]
 
 
 def test_the_sentences_turn_with_the_numbers():
@@ -417,7 +562,10 @@ def test_sentences_of_a_run_without_a_correct_sample():
     passes = [([1], np.zeros([3, 1])), ([1], np.zeros([3, 1]))]
     nothing = ([], np.empty([3, 0]))
     text = story.sentences("a", 2, passes, None, [(nothing, nothing)] * 2)
-    assert text == "- a proves 0.0 % of 2 theorems at one try, 0.0 points more than the base model [+0.0, +0.0], no certain change."
+    assert (
+        text
+        == "- a proves 0.0 % of 2 theorems at one try, 0.0 points more than the base model [+0.0, +0.0], no certain change."
+    )
     alone = evaluate.uplift(["p"], [-1], [-2])  # no theorem has two proofs
     assert story.sentences("a", 2, passes, alone, [(nothing, nothing)] * 2) == text
 
@@ -425,28 +573,52 @@ def test_sentences_of_a_run_without_a_correct_sample():
 def test_examples_are_the_theorem_and_the_rare_proof_that_gained_most():
     def counts(n, **proofs):
         some = [Counter(text) for text in proofs.values()]
-        return {"ids": list(proofs), "n": [n] * len(some), "correct": [c.total() for c in some], "proofs": some}
+        return {
+            "ids": list(proofs),
+            "n": [n] * len(some),
+            "correct": [c.total() for c in some],
+            "proofs": some,
+        }
 
-    rows = [dict(id=name, statement=f"theorem {name}", completion=text) for name, texts in (("a", "uvwxyz"), ("b", "st")) for text in texts]
+    rows = [
+        dict(id=name, statement=f"theorem {name}", completion=text)
+        for name, texts in (("a", "uvwxyz"), ("b", "st"))
+        for text in texts
+    ]
     before, after = [-1, -2, -3, -4, -5, -6, -1, -2], [-0, -2, -1, -4, -5, -5, -0, -1]
     base, trained = counts(8, a="uvwxyz", b="st"), counts(8, b="ssst", a="uuuvwxy")
     text = story.examples({"base": base, "run": trained}, rows, before, after)
-    assert "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of them are\n\n      s" in text  # +2 of 8, a +1 of 8
+    assert (
+        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of them are\n\n      s" in text
+    )  # +2 of 8, a +1 of 8
     assert "After, 4 of 8 samples are correct; 3 of them are\n\n      s" in text
-    assert "to 2.72 times the probability (0.0025 before)" in text and text.endswith("theorem a\n      z")  # z alone is a rarest fifth
+    assert "to 2.72 times the probability (0.0025 before)" in text and text.endswith(
+        "theorem a\n      z"
+    )  # z alone is a rarest fifth
     assert story.examples({"base": base, "run": base}, rows, before, before) == ""
 
 
 # The commands
 
+
 @pytest.fixture
 def files(tmp_path, tiny_model_dir):
     write(tmp_path / "runs/base/verified.jsonl", verified({"p": [1, 0, 0, 1], "q": [0, 0, 0, 0]}))
-    write(tmp_path / "runs/unlikely/eval_00002/verified.jsonl", verified({"p": [1, 1, 0, 1], "q": [0, 1, 0, None]}))
-    write(tmp_path / "runs/unlikely/metrics.jsonl", [
-        dict(step=k, reward=0.1 * k, unique=0.9, kl=None if k == 1 else 0.01, clip_fraction=0.0) for k in range(3)])
-    write(tmp_path / "runs/grpo/metrics.jsonl", [
-        dict(step=k, reward=0.5, unique=0.9, kl=None, clip_fraction=None) for k in range(90)])
+    write(
+        tmp_path / "runs/unlikely/eval_00002/verified.jsonl",
+        verified({"p": [1, 1, 0, 1], "q": [0, 1, 0, None]}),
+    )
+    write(
+        tmp_path / "runs/unlikely/metrics.jsonl",
+        [
+            dict(step=k, reward=0.1 * k, unique=0.9, kl=None if k == 1 else 0.01, clip_fraction=0.0)
+            for k in range(3)
+        ],
+    )
+    write(
+        tmp_path / "runs/grpo/metrics.jsonl",
+        [dict(step=k, reward=0.5, unique=0.9, kl=None, clip_fraction=None) for k in range(90)],
+    )
     write(tmp_path / "broken.jsonl", [])
     (tmp_path / "broken.jsonl").write_text('{"id": "p", "rew')
     write(tmp_path / "empty.jsonl", [])
@@ -460,21 +632,52 @@ def files(tmp_path, tiny_model_dir):
 
 
 def test_pass_command(files):
-    done = run(files / "runs/base/verified.jsonl", files / "runs/unlikely/eval_00002/verified.jsonl", "--out", files / "figures")
+    done = run(
+        files / "runs/base/verified.jsonl",
+        files / "runs/unlikely/eval_00002/verified.jsonl",
+        "--out",
+        files / "figures",
+    )
     assert done.returncode == 0 and not done.stderr
-    assert "unlikely/eval_00002 |" in done.stdout and "pass@3" in done.stdout and "Paired differences" in done.stdout
+    assert (
+        "unlikely/eval_00002 |" in done.stdout
+        and "pass@3" in done.stdout
+        and "Paired differences" in done.stdout
+    )
     assert "1 samples without a verdict" in done.stdout and is_png(files / "figures/pass_at_n.png")
 
 
 def test_curves_command(files):
-    done = run("curves", files / "runs/unlikely", files / "runs/grpo", "--out", files / "figures", "--labels", "ours", "theirs")
+    done = run(
+        "curves",
+        files / "runs/unlikely",
+        files / "runs/grpo",
+        "--out",
+        files / "figures",
+        "--labels",
+        "ours",
+        "theirs",
+    )
     assert done.returncode == 0 and not done.stderr and is_png(files / "figures/curves.png")
-    assert list(figures.read_csv(str(files / "figures/curves.csv"))["reward, mean of all samples"]) == ["ours", "theirs"]
+    assert list(figures.read_csv(str(files / "figures/curves.csv"))["reward, mean of all samples"]) == [
+        "ours",
+        "theirs",
+    ]
 
 
 def test_uplift_command(files, tiny_model_dir):
-    done = run("uplift", "--before", tiny_model_dir, "--after", tiny_model_dir, files / "runs/unlikely/eval_00002/verified.jsonl",
-               "--bins", 4, "--out", files / "figures")
+    done = run(
+        "uplift",
+        "--before",
+        tiny_model_dir,
+        "--after",
+        tiny_model_dir,
+        files / "runs/unlikely/eval_00002/verified.jsonl",
+        "--bins",
+        4,
+        "--out",
+        files / "figures",
+    )
     assert done.returncode == 0, done.stderr
     assert "3 distinct correct samples of 2 problems" in done.stdout and "0.75 to 1.00" in done.stdout
     assert " 0.0 [0.0, 0.0] |" in done.stdout  # the same model: no sample is likelier
@@ -487,95 +690,154 @@ def test_help():
         assert done.returncode == 0 and "--out" in done.stdout
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ("", "required"),
-    ("none.jsonl", "cannot read"),
-    ("broken.jsonl", "not valid JSON"),
-    ("empty.jsonl", "no row with a verdict"),
-    ("unjudged.jsonl", "no row with a verdict"),
-    ("no_reward.jsonl", "'reward' is missing"),
-    ("text_reward.jsonl", "'reward' is 'right', not 1, 0 or null"),
-    ("runs", "cannot read"),
-    ("uplft wrong.jsonl", "did you mean uplift?"),
-    ("Compare runs/unlikely", "did you mean compare?"),
-    ("pas wrong.jsonl", "did you mean pass?"),
-    ("pass none.jsonl", "cannot read"),
-    ("wrong.jsonl --what", "--what"),
-    ("wrong.jsonl --labels a b", "--labels"),
-    ("wrong.jsonl wrong.jsonl", "--labels"),
-    ("wrong.jsonl --out empty.jsonl", "choose another --out"),
-    ("wrong.jsonl --out empty.jsonl/figures", "choose another --out"),
-    ("curves", "required"),
-    ("curves runs/none", "cannot read"),
-    ("curves runs/empty", "no rows yet"),
-    ("curves runs/old", "is missing"),
-    ("uplift wrong.jsonl", "--before"),
-    ("uplift --before a wrong.jsonl", "--after"),
-    ("uplift --before a --after b wrong.jsonl", "no correct sample"),
-    ("uplift --before a --after b none.jsonl", "cannot read"),
-    ("uplift --before a --after b wrong.jsonl --bins 1", "at least 2"),
-    ("uplift --before a --after b wrong.jsonl wrong.jsonl", "unrecognized"),
-    ("compare", "required"),
-    ("compare runs/none", "cannot read"),
-    ("compare runs/unlikely", "args.json"),
-    ("show runs/unlikely", "required"),
-    ("show runs/none p", "cannot read"),
-])
-def test_bad_input_is_one_sentence(files, monkeypatch, arguments, message):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("", "required"),
+        ("none.jsonl", "cannot read"),
+        ("broken.jsonl", "not valid JSON"),
+        ("empty.jsonl", "no row with a verdict"),
+        ("unjudged.jsonl", "no row with a verdict"),
+        ("no_reward.jsonl", "'reward' is missing"),
+        ("text_reward.jsonl", "'reward' is 'right', not 1, 0 or null"),
+        ("runs", "cannot read"),
+        ("uplft wrong.jsonl", "did you mean uplift?"),
+        ("Compare runs/unlikely", "did you mean compare?"),
+        ("pas wrong.jsonl", "did you mean pass?"),
+        ("pass none.jsonl", "cannot read"),
+        ("wrong.jsonl --what", "--what"),
+        ("wrong.jsonl --labels a b", "--labels"),
+        ("wrong.jsonl wrong.jsonl", "--labels"),
+        ("wrong.jsonl --out empty.jsonl", "choose another --out"),
+        ("wrong.jsonl --out empty.jsonl/figures", "choose another --out"),
+        ("curves", "required"),
+        ("curves runs/none", "cannot read"),
+        ("curves runs/empty", "no rows yet"),
+        ("curves runs/old", "is missing"),
+        ("uplift wrong.jsonl", "--before"),
+        ("uplift --before a wrong.jsonl", "--after"),
+        ("uplift --before a --after b wrong.jsonl", "no correct sample"),
+        ("uplift --before a --after b none.jsonl", "cannot read"),
+        ("uplift --before a --after b wrong.jsonl --bins 1", "at least 2"),
+        ("uplift --before a --after b wrong.jsonl wrong.jsonl", "unrecognized"),
+        ("compare", "required"),
+        ("compare runs/none", "cannot read"),
+        ("compare runs/unlikely", "args.json"),
+        ("show runs/unlikely", "required"),
+        ("show runs/none p", "cannot read"),
+    ],
+)
+def test_bad_input_is_one_sentence(files, monkeypatch, called, arguments, message):
     monkeypatch.chdir(files)
-    done = run(*arguments.split())
+    done = called(*arguments.split())
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_folder_that_is_no_model(files):
     model = files / "runs"
-    done = run("uplift", "--before", model, "--after", model, files / "runs/base/verified.jsonl", "--out", files / "f")
-    assert done.returncode == 2 and "no model folder" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    done = run(
+        "uplift",
+        "--before",
+        model,
+        "--after",
+        model,
+        files / "runs/base/verified.jsonl",
+        "--out",
+        files / "f",
+    )
+    assert (
+        done.returncode == 2
+        and "no model folder" in done.stderr.splitlines()[-1]
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.fixture
 def run_folders(tmp_path, tiny_model_dir):
     """Two run folders as train.py leaves them, with the tiny model before and after; other.. began with another model."""
     base = verified({"p": [1, 1, 0, 1], "q": [0, 1, 0, 0]})
-    for name, model, rewards in (("a", tiny_model_dir, [1, 1, 1, 1]), ("b", tiny_model_dir, [1, 0, 0, None]), ("other", "elsewhere", [1])):
+    for name, model, rewards in (
+        ("a", tiny_model_dir, [1, 1, 1, 1]),
+        ("b", tiny_model_dir, [1, 0, 0, None]),
+        ("other", "elsewhere", [1]),
+    ):
         folder = tmp_path / "runs" / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints/step_00002").symlink_to(tiny_model_dir)
         write(folder / "args.json", [{"model": model}])
-        write(folder / "metrics.jsonl", [dict(step=k, reward=0.5, unique=0.9, kl=0.01, clip_fraction=None) for k in range(2)])
+        write(
+            folder / "metrics.jsonl",
+            [dict(step=k, reward=0.5, unique=0.9, kl=0.01, clip_fraction=None) for k in range(2)],
+        )
         write(folder / "eval_00000/problems.jsonl", [{"id": "p"}, {"id": "q"}])
         write(folder / "eval_00000/verified.jsonl", base)
-        write(folder / "eval_00002/verified.jsonl", verified({"p": rewards, "q": [0, 1, 0, 0][: len(rewards)]}))
+        write(
+            folder / "eval_00002/verified.jsonl", verified({"p": rewards, "q": [0, 1, 0, 0][: len(rewards)]})
+        )
         write(folder / "step_00001/problems.jsonl", [{"id": "t"}])
-        write(folder / "step_00001/advantages.jsonl", [
-            dict(row, verdict="proved" if row["reward"] else "rejected", rank=float(k), advantage=0.5 - k) for k, row in enumerate(verified({"t": [1, 0, 1]}))])
+        write(
+            folder / "step_00001/advantages.jsonl",
+            [
+                dict(row, verdict="proved" if row["reward"] else "rejected", rank=float(k), advantage=0.5 - k)
+                for k, row in enumerate(verified({"t": [1, 0, 1]}))
+            ],
+        )
     return tmp_path
 
 
 def test_compare_command(run_folders, called):
-    done = called("compare", run_folders / "runs/a", run_folders / "runs/b", "--labels", "a", "b", "--out", run_folders / "figures")
+    done = called(
+        "compare",
+        run_folders / "runs/a",
+        run_folders / "runs/b",
+        "--labels",
+        "a",
+        "b",
+        "--out",
+        run_folders / "figures",
+    )
     assert done.returncode == 0, done.stderr
     assert "a - base model" in done.stdout and "b - a" in done.stdout and "b, % likelier" in done.stdout
-    assert "- a proves 62.5 % of 2 theorems at one try, 12.5 points more" in done.stdout  # (4/4 + 1/4) / 2, before (3/4 + 1/4) / 2
+    assert (
+        "- a proves 62.5 % of 2 theorems at one try, 12.5 points more" in done.stdout
+    )  # (4/4 + 1/4) / 2, before (3/4 + 1/4) / 2
     assert "- b proves 29.2 % of 2 theorems" in done.stdout  # (1/3 + 1/4) / 2
     assert is_png(run_folders / "figures/compare.png")
     numbers = figures.read_csv(str(run_folders / "figures/compare.csv"))
     assert numbers["pass@N"]["a"][1][0].tolist() == [0.625, 0.75, 0.875, 1.0]  # q: 1/4, 1/2, 3/4, 1
-    assert numbers["distinct proofs"]["base model"][0].tolist() == [1]  # a problem with one correct sample is in it
-    assert list(numbers) == ["pass@N", "pass@N above base model", "the base model's proofs made likelier", "distinct proofs", "distinct sequences of tactic names",
-                             "reward, mean of all samples", "share of distinct completions", "KL to the base model, per token"]
+    assert numbers["distinct proofs"]["base model"][0].tolist() == [
+        1
+    ]  # a problem with one correct sample is in it
+    assert list(numbers) == [
+        "pass@N",
+        "pass@N above base model",
+        "the base model's proofs made likelier",
+        "distinct proofs",
+        "distinct sequences of tactic names",
+        "reward, mean of all samples",
+        "share of distinct completions",
+        "KL to the base model, per token",
+    ]
 
 
 def test_compare_tells_one_run_with_examples(run_folders, called):
     done = called("compare", run_folders / "runs/a", "--labels", "ours", "--out", run_folders / "figures")
     assert done.returncode == 0, done.stderr
     assert "The theorem that gained most" in done.stdout and "theorem p : True := by" in done.stdout
-    assert "3 of 4 samples are correct; 2 of them" in done.stdout and "4 of 4 samples are correct" in done.stdout
+    assert (
+        "3 of 4 samples are correct; 2 of them" in done.stdout and "4 of 4 samples are correct" in done.stdout
+    )
 
 
 def test_compare_wants_runs_that_compare(run_folders, called):
-    done = called("compare", run_folders / "runs/a", run_folders / "runs/other", "--out", run_folders / "figures")
-    assert done.returncode == 2 and "elsewhere" in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+    done = called(
+        "compare", run_folders / "runs/a", run_folders / "runs/other", "--out", run_folders / "figures"
+    )
+    assert (
+        done.returncode == 2
+        and "elsewhere" in done.stderr
+        and done.stderr.splitlines()[-1].startswith("error: ")
+    )
     for path in (run_folders / "runs/b").glob("eval_*/verified.jsonl"):
         path.unlink()
     done = called("compare", run_folders / "runs/a", run_folders / "runs/b", "--out", run_folders / "figures")
@@ -589,10 +851,15 @@ def test_show_command(run_folders, called):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("theorem t : True := by\n")
     assert "step_00001: 3 samples, 2 correct, 2 distinct" in done.stdout and "\033" not in done.stdout
-    assert re.search(r"proved, rank 0, advantage 0.5, log-probability (-[\d.]+) before, \1 after, 2 times\n      exact h0", done.stdout)
+    assert re.search(
+        r"proved, rank 0, advantage 0.5, log-probability (-[\d.]+) before, \1 after, 2 times\n      exact h0",
+        done.stdout,
+    )
     assert "rejected, rank 1, advantage -0.5" in done.stdout
     evaluated = called("show", run_folders / "runs/a", "q")
-    assert "eval_00000: 4 samples, 1 correct, 2 distinct" in evaluated.stdout and "rank" not in evaluated.stdout
+    assert (
+        "eval_00000: 4 samples, 1 correct, 2 distinct" in evaluated.stdout and "rank" not in evaluated.stdout
+    )
     missing = called("show", run_folders / "runs/a", "nobody")
     assert missing.returncode == 2 and "no samples of a theorem nobody" in missing.stderr
 

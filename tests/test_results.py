@@ -1,4 +1,5 @@
 """What results/ computes: intervals over seeds and problems, tables put in their place."""
+
 import json
 import os
 import sys
@@ -16,17 +17,33 @@ def test_an_interval_over_seeds_and_problems():
     values = rng.normal(size=(1, 400, 2)) * [1.0, 3.0] + [0.0, 5.0]
     mean, low, high = report.interval(values)
     assert np.allclose(mean, values[0].mean(0))
-    assert np.allclose((high - low) / 2, 1.96 * values[0].std(0) / 20, rtol=0.1)  # of one seed: that of a mean over problems
+    assert np.allclose(
+        (high - low) / 2, 1.96 * values[0].std(0) / 20, rtol=0.1
+    )  # of one seed: that of a mean over problems
     alike = np.repeat(values, 3, axis=0)
-    assert np.allclose(report.interval(alike)[:, 0], [mean[0], low[0], high[0]], atol=0.02)  # equal seeds add nothing
-    apart = np.zeros((3, 50, 1)) + np.array([0.0, 1.0, 2.0])[:, None, None]  # problems add nothing: of three seeds drawn anew
-    assert report.interval(apart)[:, 0].tolist() == pytest.approx([1, 0, 2])  # all three are the lowest in 1 of 27
+    assert np.allclose(
+        report.interval(alike)[:, 0], [mean[0], low[0], high[0]], atol=0.02
+    )  # equal seeds add nothing
+    apart = (
+        np.zeros((3, 50, 1)) + np.array([0.0, 1.0, 2.0])[:, None, None]
+    )  # problems add nothing: of three seeds drawn anew
+    assert report.interval(apart)[:, 0].tolist() == pytest.approx(
+        [1, 0, 2]
+    )  # all three are the lowest in 1 of 27
 
 
 def test_pass_at_n_of_seeds_side_by_side(tmp_path):
     for seed, rewards in enumerate(([1, 0, 0, 0], [1, 1, 0, 0])):
-        rows = [{"id": name, "reward": reward if name == "a" else 0, "completion": f"{k}", "finish_reason": "stop"}
-                for name in "ab" for k, reward in enumerate(rewards)]
+        rows = [
+            {
+                "id": name,
+                "reward": reward if name == "a" else 0,
+                "completion": f"{k}",
+                "finish_reason": "stop",
+            }
+            for name in "ab"
+            for k, reward in enumerate(rewards)
+        ]
         (tmp_path / f"{seed}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = report.passes([tmp_path / "0.jsonl", tmp_path / "1.jsonl"])
     # 1 - C(4 - c, N) / C(4, N) for c = 1, 2 and N = 1, 2, 4
@@ -36,7 +53,9 @@ def test_pass_at_n_of_seeds_side_by_side(tmp_path):
 def test_numbers_of_the_training_are_of_all_seeds(tmp_path):
     for seed, values in enumerate(([1, None, 3], [None, 4, 8])):
         (tmp_path / f"{seed}").mkdir()
-        (tmp_path / f"{seed}/metrics.jsonl").write_text("".join(json.dumps({"step": 0, "kl": value}) + "\n" for value in values))
+        (tmp_path / f"{seed}/metrics.jsonl").write_text(
+            "".join(json.dumps({"step": 0, "kl": value}) + "\n" for value in values)
+        )
     runs = [str(tmp_path / "0"), str(tmp_path / "1")]
     assert report.metric(runs, "kl", slice(None), np.mean, 1) == [4, 2, 6]  # (1 + 3) / 2 and (4 + 8) / 2
     assert report.metric(runs, "kl", slice(None), np.sum, 10) == [80, 40, 120]
@@ -44,19 +63,35 @@ def test_numbers_of_the_training_are_of_all_seeds(tmp_path):
 
 
 def test_a_table_by_hand():
-    lines = {"a": ([1, 2], np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]])), "b": ([1], np.array([[0.1], [0.0], [0.2]]))}
+    lines = {
+        "a": ([1, 2], np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]])),
+        "b": ([1], np.array([[0.1], [0.0], [0.2]])),
+    }
     assert report.table(report.Panel("t", "points", lines, log=True)).split("\n") == [
         "| points |                    a |                   b |",
         "| ------ | -------------------: | ------------------: |",
         "| pass@1 | +50.0 [+40.0, +60.0] | +10.0 [+0.0, +20.0] |",
-        "| pass@2 | +25.0 [+20.0, +30.0] |                   - |"]
+        "| pass@2 | +25.0 [+20.0, +30.0] |                   - |",
+    ]
 
 
 def samples(path, correct, n=4):
     """A verified file: so many correct of n samples of each problem, all alike."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [dict(id=name, statement=f"theorem {name} : True := by", sample=k, reward=float(k < c), completion=f"\n  exact h{k}", prompt_ids=[1, 158],
-                 completion_ids=[4, 33 + k, 2], finish_reason="stop") for name, c in correct.items() for k in range(n)]
+    rows = [
+        dict(
+            id=name,
+            statement=f"theorem {name} : True := by",
+            sample=k,
+            reward=float(k < c),
+            completion=f"\n  exact h{k}",
+            prompt_ids=[1, 158],
+            completion_ids=[4, 33 + k, 2],
+            finish_reason="stop",
+        )
+        for name, c in correct.items()
+        for k in range(n)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -84,7 +119,19 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
         samples(run / "short/verified.jsonl", dict(p=1, q=1))
         if name in report.SETTINGS or name == "new":
             samples(run / "val/verified.jsonl", dict(p=2, q=k % 3))
-        rows = [dict(step=s, reward=0.5, unique=0.75, kl=0.002, clip_fraction=0.0, updates=2, solved=1, unique_proofs=7) for s in range(2)]
+        rows = [
+            dict(
+                step=s,
+                reward=0.5,
+                unique=0.75,
+                kl=0.002,
+                clip_fraction=0.0,
+                updates=2,
+                solved=1,
+                unique_proofs=7,
+            )
+            for s in range(2)
+        ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for run in ("base", "default-seed0"):
         for T in report.TEMPERATURES:
@@ -96,18 +143,36 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(out)])
     report.main()
     told, page = capsys.readouterr().out, (out / "README.md").read_text()
-    assert "epochs-2 - high-kl" in told and "0.8 to 1.0" in told and " new |" in told and "temperature-chosen" in told
-    lines = {line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]] for line in page.split("\n") if line.startswith("|")}
+    assert (
+        "epochs-2 - high-kl" in told
+        and "0.8 to 1.0" in told
+        and " new |" in told
+        and "temperature-chosen" in told
+    )
+    lines = {
+        line.split("|")[1].strip(): [cell.split()[0] for cell in line.split("|")[2:-1]]
+        for line in page.split("\n")
+        if line.startswith("|")
+    }
     assert lines["pass@1"] == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]  # 1 of 8 before; 2 + 0, 1 or 2 of 8
     assert lines["optimizer steps"][0] == "4.0" and lines["KL a token, last 10, thousandths"][0] == "2.0"
     numbers = (out / "tables.csv").read_text()
-    assert "to-base,high-kl - base,1,0.25," in numbers and "ablation,beta-1 - base,1,0.125," in numbers and "temperature-pairs,default - base,1,0,0,0" in numbers
+    assert (
+        "to-base,high-kl - base,1,0.25," in numbers
+        and "ablation,beta-1 - base,1,0.125," in numbers
+        and "temperature-pairs,default - base,1,0,0,0" in numbers
+    )
     for name in ("pass_at_n", "uplift", "curves"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text("above\n<!-- one -->\nold\nlines\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nbelow\n")
+    path.write_text(
+        "above\n<!-- one -->\nold\nlines\n<!-- end -->\nbetween\n<!-- two -->\n<!-- end -->\nbelow\n"
+    )
     report.fill(path, {"one": "| 1 |\n| \\1 |", "two": "| 2 |", "three": "| 3 |"})
-    assert path.read_text() == "above\n<!-- one -->\n| 1 |\n| \\1 |\n<!-- end -->\nbetween\n<!-- two -->\n| 2 |\n<!-- end -->\nbelow\n"
+    assert (
+        path.read_text()
+        == "above\n<!-- one -->\n| 1 |\n| \\1 |\n<!-- end -->\nbetween\n<!-- two -->\n| 2 |\n<!-- end -->\nbelow\n"
+    )
