@@ -217,16 +217,32 @@ def parse_args(words: list[str]) -> argparse.Namespace:
             sub.add_argument("--labels", nargs="+", help="names in place of the paths; give them last")
             sub.add_argument("--out", default="figures", help="folder for the figure and its numbers")
         if command == "uplift":
-            sub.add_argument("--before", required=True, help="checkpoint that ranks the samples")
-            sub.add_argument("--after", required=True, action="append", help="trained checkpoint, or several")
-            sub.add_argument("--bins", type=number(int, 2, high=1000), default=5, help="parts of the rank")
+            sub.add_argument(
+                "--before", required=True, help="checkpoint that ranks the samples, such as toy/base"
+            )
+            sub.add_argument(
+                "--after", required=True, action="append", help="trained checkpoint; may be repeated"
+            )
+            sub.add_argument(
+                "--bins", type=number(int, 2, high=1000), default=5, help="parts of the relative rank"
+            )
         if command in ("uplift", "compare", "show"):
-            sub.add_argument("--micro-batch-tokens", type=number(int, 1), default=16384, help="of a batch")
-            sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+            sub.add_argument(
+                "--micro-batch-tokens",
+                type=number(int, 1),
+                default=16384,
+                help="tokens of a forward pass, padding included",
+            )
+            sub.add_argument(
+                "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights"
+            )
             sub.add_argument(
                 "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
             )
-    return parser.parse_args(words)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:  # told by the command's own parser, which can suggest its flags
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def main():

@@ -119,6 +119,8 @@ def curve_panels(runs: dict[str, str]) -> list[Panel]:
     """metrics.jsonl of {label: run folder}: means over at most 20 equal parts of the run."""
     parts = {key: Panel(title, "step", {}, scale=1) for key, title in CURVES.items()}
     for label, folder in runs.items():
+        if not os.path.isdir(folder):
+            fail(f"cannot read {folder}: there is no such folder; give a run folder of train.py")
         rows = []
         for where, row in numbered_rows(os.path.join(folder, "metrics.jsonl")):
             for key in ("step", *CURVES):
