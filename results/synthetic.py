@@ -51,6 +51,7 @@ SETTINGS = {
     **{f"{BEST}, {name}": f"{PAPER[BEST]} --estimator {name}" for name in ("w-reinforce", "f-grpo")},
     f"{BEST}, filter shaped": f"{PAPER[BEST]} --filter shaped",
 }
+PAIRS = [(BEST, DEFAULT), (BEST, "GRPO-Epochs-2"), ("GRPO-Unlikeliness-1", "GRPO-High-KL")]
 WORLD = {  # flag: (default, lowest, highest, help)
     "strategies": (128, 8, 4096, "K, the number of strategies"),
     "features": (32, 1, 4096, "d, the length of a problem's vector"),
@@ -63,8 +64,8 @@ WORLD = {  # flag: (default, lowest, highest, help)
 }
 NEAR_PAPER = {"strategies": 256, "features": 8, "threshold": 1.2, "noise": 1.0}
 MAPS = {  # title: (changes of the world, habits, skills, the marked cell)
-    "the world of the table": ({}, [0, 1, 1.5, 2.1, 2.5, 3], [0, 0.5, 1, 2, 4], (2.1, 0.5)),
-    "nearest the paper's base model": (NEAR_PAPER, [1, 2, 3, 4], [0, 1, 2, 4, 8], (3, 4)),
+    "the world of the table": ({}, [0, 1, 2.1, 2.5, 3], [0, 0.5, 1, 2, 4], (2.1, 0.5)),
+    "nearest the paper's base model": (NEAR_PAPER, [1, 2, 3, 4], [0, 1, 2, 4], (3, 4)),
 }
 
 
@@ -185,7 +186,9 @@ def compare(args: Namespace) -> None:
     """Every setting in one world: the figure, the table, and their numbers."""
     results = train_all([args], SETTINGS, args.seeds, args.workers)[0]  # [settings, S, ...]
     base, trained, rates = np.split(results, [len(NS), 2 * len(NS)], axis=-1)
-    change = {name: (NS, interval(values)) for name, values in zip(SETTINGS, trained - base)}
+    gains = dict(zip(SETTINGS, trained - base))  # paired: each seed's world is the same for all settings
+    gains |= {f"{a} minus {b}": gains[a] - gains[b] for a, b in PAIRS}
+    change = {name: (NS, interval(values)) for name, values in gains.items()}
     by_rank = {name: (RANKS, interval(values)) for name, values in zip(SETTINGS, rates)}
     left = Panel("pass@N above the base model, points", "N", change, log=True, scale=1)
     right = Panel(
@@ -210,31 +213,39 @@ def compare(args: Namespace) -> None:
 
 
 def draw_map(args: Namespace) -> None:
-    """Points at N = 512 by which Unlikeliness-2 is above Default, over habit and skill."""
+    """Points at N = 512 by which Unlikeliness-2 is above Default and above Epochs-2, over habit and skill."""
+    settings = {name: PAPER[name] for name in (DEFAULT, "GRPO-Epochs-2", BEST)}
     figure, axes = panels(1, len(MAPS), height=4.8)
     parts = []
     for ax, (title, (changes, habits, skills, mark)) in zip(axes, MAPS.items()):
         cells = [{**changes, "habit": habit, "skill": skill} for skill in skills for habit in habits]
         worlds = [Namespace(**{**vars(args), **cell}) for cell in cells]
-        results = train_all(worlds, {name: PAPER[name] for name in (DEFAULT, BEST)}, args.seeds, args.workers)
-        change = results[..., 2 * len(NS) - 1] - results[..., len(NS) - 1]  # [cells, 2, S]
-        lead = (change[:, 1] - change[:, 0]).reshape(len(skills), len(habits), -1)
-        image = ax.imshow(lead.mean(-1), cmap="PuOr", vmin=-20, vmax=20, origin="lower", aspect="auto")
-        for cell, (i, j) in enumerate(np.ndindex(len(skills), len(habits))):
-            words = f"{lead[i, j].mean():+.1f}\n({change[cell, 0].mean():+.1f})"
+        results = train_all(worlds, settings, args.seeds, args.workers)
+        change = results[..., 2 * len(NS) - 1] - results[..., len(NS) - 1]  # [cells, 3, S] at N = 512
+        change = change.reshape(len(skills), len(habits), 3, -1)
+        shown = {
+            "Default minus base": change[:, :, 0],
+            "Unlikeliness-2 minus Default": change[:, :, 2] - change[:, :, 0],
+            "Unlikeliness-2 minus Epochs-2": change[:, :, 2] - change[:, :, 1],
+        }
+        lead, reward = (shown[f"Unlikeliness-2 minus {name}"].mean(-1) for name in ("Default", "Epochs-2"))
+        image = ax.imshow(lead, cmap="PuOr", vmin=-20, vmax=20, origin="lower", aspect="auto")
+        for i, j in np.ndindex(lead.shape):
             weight = "bold" if (habits[j], skills[i]) == mark else "normal"
+            words = f"{lead[i, j]:+.1f}\n({reward[i, j]:+.1f})"
             ax.text(j, i, words, ha="center", va="center", fontsize=8, weight=weight)
         ax.grid(False)
         ax.set_xticks(range(len(habits)), habits)
         ax.set_yticks(range(len(skills)), skills)
         ax.set(title=title, xlabel="habit", ylabel="skill")
-        lines = {f"skill {skill:g}": (habits, interval(row.T)) for skill, row in zip(skills, lead)}
-        parts.append(Panel(f"Unlikeliness-2 minus Default at N = 512, {title}", "habit", lines, scale=1))
-    figure.colorbar(image, ax=axes, label="points of Unlikeliness-2 above Default, N = 512")
+        for name, values in shown.items():
+            lines = {f"skill {skill:g}": (habits, interval(row.T)) for skill, row in zip(skills, values)}
+            parts.append(Panel(f"{title}: {name}, points at N = 512", "habit", lines, scale=1))
+    figure.colorbar(image, ax=axes, label="Unlikeliness-2 minus Default, points at N = 512")
     path = os.path.join(args.out, "synthetic-map")
     save(figure, f"{path}.png")
     write_csv(f"{path}.csv", parts)
-    print(f"Figure: {path}.png, numbers: {path}.csv")
+    print(f"Figure: {path}.png (in brackets: Unlikeliness-2 minus Epochs-2), numbers: {path}.csv")
 
 
 def main() -> None:
