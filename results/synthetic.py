@@ -4,8 +4,8 @@
     python results/synthetic.py --map                     # where the reward helps: habit against skill
     python results/synthetic.py --habit 3 --seeds 5 --out runs/world
 
-World: a problem is a vector x ~ N(0, I_d), a strategy a a unit vector k_a; it solves x if x . k_a > threshold.
-The policy draws strategies from the softmax of W x + b. The base model has W_a = skill k_a + noise and a habit
+World: problems are vectors x ~ N(0, I_d), strategies unit vectors k_a; a solves x if x . k_a > threshold. The
+policy draws strategies from the softmax of W x + b. The base model has W_a = skill k_a + noise and a habit
 b_a = -habit log(a): it prefers the first strategies whatever the problem. Training is the paper's: groups of
 32, advantages from advantage.py, the loss from train.py, an update once 256 draws wait. Only sampling is
 random: pass@N is the mean over held-out problems of 1 - (1 - p)^N, p the probability that a draw solves it.
@@ -100,7 +100,7 @@ def pass_at_n(p: np.ndarray) -> np.ndarray:
 
 
 def uplift(before: torch.Tensor, after: torch.Tensor, solves: torch.Tensor) -> np.ndarray:
-    """Uplift rate (section 3.5): the share of right strategies that became likelier, for every rank in RANKS."""
+    """Uplift rate (section 3.5): the share of right strategies that became likelier, by rank."""
     order = before.masked_fill(~solves, -torch.inf).argsort(dim=1, descending=True)[:, : len(RANKS)]
     right, likelier = solves.gather(1, order), (after > before).gather(1, order)
     return ((right & likelier).sum(0) / right.sum(0)).numpy()

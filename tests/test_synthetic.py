@@ -1,5 +1,6 @@
 """results/synthetic.py: exact pass@N, the loss of its policy, the claim's signs, and the paper's mechanism on one group."""
 
+import csv
 import math
 import os
 import sys
@@ -83,6 +84,23 @@ def test_the_interval_is_over_seeds():
     assert np.allclose(mean, values.mean(0))
     assert np.allclose((high - low) / 2, 1.96 * values.std(0) / math.sqrt(40), rtol=0.1)
     assert np.allclose(synthetic.interval(np.ones((3, 2))), 1)
+
+
+def test_the_page_shows_the_numbers_of_the_csv():
+    with open(f"{ROOT}/results/README.md", encoding="utf-8") as file:
+        text = file.read().split("<!-- synthetic -->\n")[1].split("<!-- end -->")[0]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    rows = {label: cells for label, *cells in table[2:]}
+    with open(f"{ROOT}/results/synthetic.csv", encoding="utf-8") as file:
+        numbers = [row for row in csv.DictReader(file) if row["panel"].startswith("pass@N")]
+    assert {row["label"] for row in numbers} == set(rows) and len(rows) > 20
+    for row in numbers:
+        if f"N = {row['x']}" in table[0]:
+            value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+            assert (
+                rows[row["label"]][table[0].index(f"N = {row['x']}") - 1]
+                == f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+            )
 
 
 # Training
@@ -253,7 +271,7 @@ def test_the_command_writes_figure_numbers_and_table(tmp_path, monkeypatch, caps
     synthetic.main()
     printed = capsys.readouterr().out
     table = (tmp_path / "README.md").read_text()
-    assert "old" not in table and table.count("| GRPO-") == 6 and table.splitlines()[1] in printed
+    assert "old" not in table and table.count("| GRPO-") == 6 + 3 and table.splitlines()[1] in printed
     assert (tmp_path / "synthetic.png").stat().st_size > 10_000
     numbers = (tmp_path / "synthetic.csv").read_text()
     assert numbers.count("GRPO-Epochs-3") == 10 + 8 and "base model, %" in numbers
@@ -266,7 +284,7 @@ def test_the_map_has_every_cell(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command.split())
     synthetic.main()
     assert (tmp_path / "synthetic-map.png").stat().st_size > 10_000
-    assert len((tmp_path / "synthetic-map.csv").read_text().splitlines()) == 1 + 6 + 4
+    assert len((tmp_path / "synthetic-map.csv").read_text().splitlines()) == 1 + 3 * (6 + 4)
 
 
 @pytest.mark.parametrize(
