@@ -765,7 +765,7 @@ def run_folders(tmp_path, tiny_model_dir):
         folder = tmp_path / "runs" / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints/step_00002").symlink_to(tiny_model_dir)
-        write(folder / "args.json", [{"model": model}])
+        write(folder / "args.json", [{"settings": {"model": model}}])
         write(
             folder / "metrics.jsonl",
             [dict(step=k, reward=0.5, unique=0.9, kl=0.01, clip_fraction=None) for k in range(2)],
