@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 
 from lib.cli import cause, fail
 
-# ---- what a row may hold ----
-
 
 def is_text(value: Any) -> bool:
     """Whether a value is a string that UTF-8 can hold: JSON's escapes allow half a surrogate pair."""
@@ -59,17 +57,15 @@ DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") is a ValueError: Na
 
 
 def parse_line(line: str, where: str) -> dict:
-    """The JSON object of a line; ends the program with a sentence if it is none."""
-    try:
-        row = DECODER.decode(line)
-    except (ValueError, RecursionError):
-        row = None
-        if not line.startswith("["):
-            columns = "; if this is CSV, tools/problems.py converts problems" if "," in line else ""
-            cut = "" if line.endswith("\n") else " (cut short: run the stage that wrote it again)"
-            fail(f"{where}: not valid JSON{cut}; mend or delete the line{columns}")
-    if line.startswith("["):
+    """The JSON object of a line; ends the program with a sentence if there is none."""
+    if line.lstrip().startswith("["):
         fail(f"{where}: a JSON list, not a JSON object a line; tools/problems.py converts lists of problems")
+    try:
+        row = json.loads(line, parse_constant=int)  # int("NaN") is a ValueError: NaN is not JSON
+    except (ValueError, RecursionError):
+        csv = "; if this is CSV, tools/problems.py converts problems" if "," in line else ""
+        cut = "" if line.endswith("\n") else " (cut short: run the stage that wrote it again)"
+        fail(f"{where}: not valid JSON{cut}; mend or delete the line{csv}")
     if not isinstance(row, dict):
         fail(f"{where}: not a JSON object; give one object a line")
     return row
@@ -136,10 +132,9 @@ def read_groups(path: str) -> Iterator[list[dict]]:
 MENDS = {  # what helps when a file cannot be written
     errno.EACCES: "allow writing there",
     errno.EPERM: "allow writing there",
-    errno.EROFS: "make that file system writable",
+    errno.EROFS: "make it writable",
     errno.ENAMETOOLONG: "shorten the name",
     errno.EFBIG: "make room or raise the limit on file sizes (ulimit -f)",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
 

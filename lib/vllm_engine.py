@@ -75,7 +75,7 @@ def engine_main(pipe: Any, environment: dict, options: dict) -> None:
         while True:
             if inbox.empty() and engine.has_unfinished_requests():
                 for output in engine.step():
-                    pipe.send(("group", (output.request_id, completions_of(output))))
+                    pipe.send(("group", (output.request_id, [completion(one) for one in output.outputs])))
                 continue
             name, value = inbox.get()
             if name == "stop":
@@ -103,16 +103,12 @@ def engine_main(pipe: Any, environment: dict, options: dict) -> None:
             pipe.send(("failed", " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")))
 
 
-def completions_of(output: Any) -> list[tuple]:
-    """(completion_ids, logprobs, finish_reason) of each sample of a group."""
-    completions = []
-    for sample in output.outputs:
-        if sample.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"a completion ended with '{sample.finish_reason}'")
-        ids = list(sample.token_ids)
-        logprobs = [entry[token].logprob for token, entry in zip(ids, sample.logprobs)]
-        completions.append((ids, logprobs, sample.finish_reason))
-    return completions
+def completion(sample: Any) -> tuple:
+    """(completion_ids, logprobs, finish_reason) of one of vLLM's samples."""
+    if sample.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"a completion ended with '{sample.finish_reason}'")
+    logprobs = [entry[token].logprob for token, entry in zip(sample.token_ids, sample.logprobs)]
+    return list(sample.token_ids), logprobs, sample.finish_reason
 
 
 # ---- the parent's side ----
