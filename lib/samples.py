@@ -111,30 +111,34 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
     return dict(zip(labels, paths))
 
 
-def read_run(folder: str) -> tuple[str, list[str], list[str]]:
-    """(base model, verified files of the evaluations, checkpoints) of a run folder, in order of steps."""
-    record = next(read_jsonl(f"{folder}/args.json", "settings"), None)
-    if record is None:
-        fail(f"{folder}/args.json is empty; give a run folder of train.py")
+def read_run(folder: str) -> tuple[tuple[str, str], list[str], list[str]]:
+    """((base model, its fingerprint), verified files of the evaluations, checkpoints), in order of steps."""
+    try:
+        record = next(read_jsonl(f"{folder}/args.json"))
+        model = record["settings"]["model"], record["files"]["model"]
+    except (StopIteration, KeyError, TypeError):
+        fail(f"{folder}/args.json names no model; give a run folder of today's train.py")
     place = glob.escape(folder)
     checkpoints = sorted(glob.glob(f"{place}/checkpoints/step_*"))
     if not checkpoints:
         fail(f"{folder} has no checkpoint yet; let train.py finish")
-    return record["settings"]["model"], sorted(glob.glob(f"{place}/eval_*/verified.jsonl")), checkpoints
+    return model, sorted(glob.glob(f"{place}/eval_*/verified.jsonl")), checkpoints
 
 
 def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
     """(base model, {name: verified file} of it and of each trained one; empty if a lone run has none)."""
     models, evaluations, _ = zip(*(read_run(folder) for folder in runs.values()))
-    if len({os.path.realpath(model) for model in models}) > 1:
-        fail(f"the runs began with {' and '.join(sorted(set(models)))}; compare runs of one base model")
+    if len({fingerprint for _, fingerprint in models}) > 1:
+        paths = sorted({path for path, _ in models})
+        fail(f"the runs began with different models ({', '.join(paths)}); compare runs of one base model")
+    model = models[0][0]
     if all(len(paths) > 1 for paths in evaluations):
-        return models[0], {"base model": evaluations[0][0]} | {
+        return model, {"base model": evaluations[0][0]} | {
             name: paths[-1] for name, paths in zip(runs, evaluations)
         }
     if len(runs) > 1:
         fail("a run has no evaluation before and after training; it needs train.py's --eval-samples")
-    return models[0], {}
+    return model, {}
 
 
 def read_theorem(folder: str, name: str) -> dict[str, list[dict]]:

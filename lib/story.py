@@ -107,7 +107,7 @@ def print_proofs(title: str, rows: list[dict], before: list[float], after: list[
 
 def show(folder: str, name: str, args: argparse.Namespace) -> None:
     """Prints a theorem's completions in every step and evaluation of a run that has them."""
-    model, _, checkpoints = read_run(folder)
+    (model, _), _, checkpoints = read_run(folder)
     found = read_theorem(folder, name)
     print(printable(next(iter(found.values()))[0].get("statement", name)))
     for place, rows in found.items():

@@ -44,7 +44,8 @@ TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken
 
 def seeds_of(folder: str, name: str) -> list[str]:
     """The run folders of a setting, one a seed; the base model has one."""
-    return [f"{folder}/base"] if name == "base" else sorted(glob.glob(f"{folder}/{name}-seed*"))
+    paths = [f"{folder}/base"] if name == "base" else sorted(glob.glob(f"{folder}/{name}-seed*"))
+    return [path for path in paths if os.path.isdir(path)]  # not the log beside it
 
 
 def passes(paths: list) -> np.ndarray:

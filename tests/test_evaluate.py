@@ -765,7 +765,7 @@ def run_folders(tmp_path, tiny_model_dir):
         folder = tmp_path / "runs" / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints/step_00002").symlink_to(tiny_model_dir)
-        write(folder / "args.json", [{"settings": {"model": model}}])
+        write(folder / "args.json", [{"settings": {"model": model}, "files": {"model": f"hash of {model}"}}])
         write(
             folder / "metrics.jsonl",
             [dict(step=k, reward=0.5, unique=0.9, kl=0.01, clip_fraction=None) for k in range(2)],
@@ -828,6 +828,14 @@ def test_compare_tells_one_run_with_examples(run_folders, called):
     assert (
         "3 of 4 samples are correct; 2 of them" in done.stdout and "4 of 4 samples are correct" in done.stdout
     )
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", '{"model": "toy/base"}\n', '{"settings": 3, "files": {}}\n'])
+def test_a_run_folder_of_another_kind_is_told_of(run_folders, called, content):
+    (run_folders / "runs/a/args.json").write_text(content)
+    for arguments in (["compare", run_folders / "runs/a"], ["show", run_folders / "runs/a", "t"]):
+        done = called(*arguments)
+        assert done.returncode == 2 and "args.json names no model" in done.stderr
 
 
 def test_compare_wants_runs_that_compare(run_folders, called):

@@ -114,6 +114,7 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     for k, name in enumerate([*report.SETTINGS, "beta-0.1", "beta-0.5", "beta-1", "token-mean", "new"]):
         run = folder / f"{name}-seed0"
         (run / "checkpoints").mkdir(parents=True)
+        (folder / f"{name}-seed0.log").write_text("")
         for step in (1, 2):
             (run / f"checkpoints/step_{step:05d}").symlink_to(f"{ROOT}/toy/base")
         samples(run / "short/verified.jsonl", dict(p=1, q=1))
