@@ -47,7 +47,7 @@ def main():
 
         source = rows() if streamed else list(rows())
         for _ in verify.verify_stream(
-            source, verify.Verifier(lean, judge, args.workers, 16, 60.0), progress=False
+            source, verify.lean_verifier(lean, judge, args.workers, 16), progress=False
         ):
             pass
         return time.perf_counter() - start, sampled[0]

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
+import lib.lean_file  # noqa: E402
 import verify  # noqa: E402
 from lib.model import load_model  # noqa: E402
 from sample import options, read_problems, sample_rows  # noqa: E402
@@ -55,19 +56,19 @@ def main():
             for row in sample_rows(model, tokenizer, problems, 32, options(), progress=False)
         }.values()
     )
-    lean, run_lean = verify.find_lean(), verify.run_lean
+    lean, run_lean = verify.find_lean(), lib.lean_file.run_lean
     print(
         f"{len(rows)} distinct proofs\n\n| workers | batch | proofs/s | Lean alone, proofs/s | time over Lean's |\n|---|---|---|---|---|"
     )
     sources = []
-    verify.run_lean = lambda source, *rest: sources.append(source) or run_lean(source, *rest)
+    lib.lean_file.run_lean = lambda source, *rest: sources.append(source) or run_lean(source, *rest)
     for workers in (1, 2):
         for batch in (8, 32, 128, 256):
             ours, alone = [], []
             for _ in range(args.rounds):
                 sources.clear()
                 start = time.perf_counter()
-                verify.verify_rows(rows, lean, workers, batch, progress=False)
+                verify.verify_rows(rows, lean, progress=False, workers=workers, batch=batch)
                 ours.append(time.perf_counter() - start)
                 alone.append(lean_alone(sources, lean, workers))
             rate, peer = (

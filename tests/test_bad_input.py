@@ -189,7 +189,7 @@ CASES = [
     ("verify", "in.jsonl --out out.jsonl --memory-gb 0.001", SAMPLES, "--memory-gb"),
     ("verify", f"in.jsonl --out out.jsonl --max-heartbeats {'9' * 30}", SAMPLES, "--max-heartbeats"),
     ("verify", "in.jsonl --out out.jsonl --max-heartbeats nan", SAMPLES, "--max-heartbeats int"),
-    ("verify", "in.jsonl --out out.jsonl --verifier coq", SAMPLES, "--verifier choice"),
+    ("verify", "in.jsonl --out out.jsonl --verifier coq", SAMPLES, "--verifier coq MODULE:FUNCTION"),
     ("verify", "in.jsonl more.jsonl --out out.jsonl", SAMPLES, "more.jsonl"),
     ("verify", "in.jsonl --out out.jsonl --lean 'no-such-lean --x'", SAMPLES, "no-such-lean"),
     ("verify", "in.jsonl --out out.jsonl --lean in.jsonl", SAMPLES, "in.jsonl"),

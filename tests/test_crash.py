@@ -36,12 +36,12 @@ def test_no_room_for_what_lean_is_given(capsys, monkeypatch):
     """It is the folder for temporary files that is full, not the one of the output, and no verdict is made up."""
     lean = lib.lean.Lean([], ["true"], {}, ".", "", True, "", False, "")
     assert lib.lean.run_lean("x", lean, 10) == ([], None)
-    monkeypatch.setattr(verify.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
+    monkeypatch.setattr(lib.lean.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
     with pytest.raises(SystemExit) as end:
         verify.verify_rows([{"statement": "theorem t : True := by", "completion": "\n  trivial"}], lean, workers=1, progress=False)
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("error: ") == 1
-    assert f"in {verify.tempfile.gettempdir()} (No space left on device); make room there or set TMPDIR" in said
+    assert f"in {lib.lean.tempfile.gettempdir()} (No space left on device); make room there or set TMPDIR" in said
 
 
 class Tokenizer:

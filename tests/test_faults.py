@@ -14,7 +14,9 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [HERE, os.path.join(HERE, "tests")]
 from test_verify import needs_lean, row  # noqa: E402
 
+import lib.jsonl
 import lib.lean
+import lib.stream
 import verify  # noqa: E402
 
 # Runs the real Lean on what stands before the first candidate that asks for a fault, and then has the fault: a comment
@@ -29,7 +31,7 @@ for fault in re.finditer(r"-- fault (\S+) (\S+)", text):
     if not (fault[1].endswith("-once") and os.path.exists(seen)):
         kind = fault[1].removesuffix("-once")
         open(seen, "w").close()
-        text = text[:text.rindex("namespace _c", 0, fault.start())]
+        text = text[:text.rindex("theorem ", 0, fault.start())]
         break
 with tempfile.TemporaryFile() as file:
     file.write(text.encode())
@@ -75,7 +77,7 @@ def fault_rows(count, faults, seed=0):
         for n in (next(places) for _ in range(number)):
             rows[n]["completion"] += f"\n  -- fault {kind} f{n}"
             if not kind.endswith("-once"):
-                expected[n] = TIMEOUT if kind == "hangs" else ERROR
+                expected[n] = TIMEOUT if kind == "hangs" else REJECTED
     return rows, expected
 
 
@@ -215,7 +217,7 @@ def test_resume_takes_only_what_fits(spoiled, tmp_path):
     assert [(one["verdict"], one["reward"]) for one in lines] == expected
     settings = next(iter(tmp_path.glob("out.part-*")), None)
     assert settings is None
-    name = verify.part_name(tmp_path / "out", ["auto", None, None, 50.0, 200000, "lean"])
+    name = lib.jsonl.part_name(tmp_path / "out", ["auto", None, None, 50.0, 200000, "lean"])
     kept = [dict(one, message="kept", seconds=7.0) for one in lines]
     write(tmp_path / os.path.basename(name), kept[:10] + spoiled + kept[11:20])
     assert start(tmp_path / "rows", "--out", tmp_path / "out", "--timeout", 50).wait() == 0
@@ -245,7 +247,7 @@ def test_follow_verifies_while_the_samples_are_written(tmp_path):
 
 def test_follow_says_when_its_file_is_gone(tmp_path):
     (tmp_path / "rows.part-1").write_text("")
-    lines = verify.follow(str(tmp_path / "rows"))
+    lines = lib.stream.follow(str(tmp_path / "rows"))
     assert next(lines) is None
     os.remove(tmp_path / "rows.part-1")
     with pytest.raises(SystemExit):
@@ -266,7 +268,7 @@ def test_a_batch_is_sent_off_before_the_rows_end():
             yield row("p", f" {n}")
 
     lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
-    for one in verify.verify_stream(rows(), verify.Verifier(lean, judge, 2, 10, 60.0), progress=False):
+    for one in verify.verify_stream(rows(), verify.lean_verifier(lean, judge, 2, 10), progress=False):
         judged_before.append(one["completion"])
     assert judged_before == [f" {n}" for n in range(3000)] and longest <= 8 * 2 * 10 + 1
 

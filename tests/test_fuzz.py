@@ -468,7 +468,7 @@ def objection(row):
 def fuzz(count, seed, alone, batch=250, timeout=120.0):
     """Verifies `count` rows and `alone` of them once more alone: (what was seen, the rows that a judge objects to)."""
     lean, rng, rows, seen = lib.lean.find_lean(), random.Random(seed), [], collections.Counter()
-    for row in verify.verify_stream(make_rows(count, seed), verify.Verifier(lean, verify.judge_batch, 2, batch, timeout), progress=False):
+    for row in verify.verify_stream(make_rows(count, seed), verify.lean_verifier(lean, workers=2, batch=batch, timeout=timeout), progress=False):
         rows.append(dict(row, objection=objection(row)))
         kind = row["from"]
         seen.update([kind, f"{kind}: {row['verdict']}"] + [f"{kind}: stopped by the filter"] * row["stopped"]

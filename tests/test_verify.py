@@ -13,6 +13,7 @@ sys.path.insert(0, HERE)
 from test_filter import CHEATS, needs_lean, row  # noqa: E402
 
 import lib.lean
+import lib.lean_file
 import lib.verdicts
 import verify  # noqa: E402
 from lib import wheel  # noqa: E402
@@ -200,7 +201,7 @@ def test_verdicts_do_not_depend_on_batch_or_neighbours():
 def test_duplicates_are_verified_once_and_order_is_kept(monkeypatch):
     sent = []
     run = lib.lean.run_lean
-    monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sent.append(source) or run(source, *rest))
+    monkeypatch.setattr(lib.lean_file, "run_lean", lambda source, *rest: sent.append(source) or run(source, *rest))
     rows = [row("p → p", "\n  exact id", id=n) if n % 2 else row("p → q", "\n  exact id", id=n) for n in range(20)]
     out = verify.verify_rows(rows, progress=False)
     assert [one["id"] for one in out] == list(range(20)) and [one["verdict"] for one in out] == ["rejected", "proved"] * 10
@@ -213,7 +214,7 @@ def test_one_process_for_a_batch_of_many_errors(monkeypatch):
     """A recent Lean would stop after 100 of them."""
     sources, run = [], lib.lean.run_lean
     lean = lib.lean.find_lean()
-    monkeypatch.setattr(verify, "run_lean", lambda source, *rest: sources.append(source) or run(source, *rest))
+    monkeypatch.setattr(lib.lean_file, "run_lean", lambda source, *rest: sources.append(source) or run(source, *rest))
     assert judge([row("p → q", f"\n  intro h{n}\n  exact h{n}") for n in range(150)], lean=lean, batch=150) == ["rejected"] * 150
     assert len(sources) == 1
 

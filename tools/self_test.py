@@ -87,10 +87,10 @@ def self_test(lean: Any, workers: int, batch: int) -> None:
     out = verify_rows(
         [one for pair in zip(rows, neighbours) for one in pair],
         lean,
-        workers,
-        2 * len(rows),
-        timeout,
         progress=False,
+        workers=workers,
+        batch=2 * len(rows),
+        timeout=timeout,
     )
     alone = [judge_batch([(lean.header, one["statement"], one["completion"])], lean, timeout) for one in rows]
     print(f"{'check':42s}{'must be':10s}{'is':10s}{'Lean alone':12s}why")
@@ -111,7 +111,7 @@ def self_test(lean: Any, workers: int, batch: int) -> None:
     for number in sorted({1, workers}):
         rows = [row(TRUE, f"\n  intro h{k}\n  exact h{k}") for k in range(batch * number)]
         start = time.monotonic()
-        verify_rows(rows, lean, number, batch, progress=False)
+        verify_rows(rows, lean, progress=False, workers=number, batch=batch)
         print(
             f"\n{number} worker{'s' * (number > 1)}, batches of {batch}: {len(rows) / (time.monotonic() - start):.0f} trivial proofs/s",
             end="",

@@ -1,0 +1,125 @@
+"""One Lean file for a batch of candidates, and what Lean says of each of them.
+
+header                                                          region 0
+#print "_c4f1_0."
+theorem _c4f1_1.foo : p → p := by sorry                         region 1: the statement
+section set_option pp.fullNames true #print axioms _c4f1_1.foo end
+theorem _c4f1_2.foo : p → p := by                               region 2: a candidate
+  exact id
+
+section set_option pp.fullNames true #print axioms _c4f1_2.foo end
+"""
+
+import bisect
+import re
+import secrets
+import threading
+import time
+from typing import NamedTuple
+
+from lib.lean import Lean, run_lean
+from lib.lexer import PART, single_theorem, theorem_place
+from lib.verdicts import Key
+
+GAP = " sorry"  # the proof that shows whether a statement is one
+
+
+def gap(key: Key) -> Key:
+    """The statement of a candidate, with `sorry` for a proof."""
+    return key[0], key[1], GAP
+
+
+class File(NamedTuple):
+    text: str
+    tag: str  # random, so that no proof can name or forge anything in this file
+    keys: list[Key]  # region k holds keys[k - 1]
+    starts: list[int]  # the first line of each region from 1 on
+    ends: list[int]  # the last line of each region from 0 on: it tells that Lean came that far
+
+
+def region(statement: str, proof: str, tag: str) -> str:
+    """The theorem under a name of its own, then the command that lists the axioms it rests on.
+
+    The tag goes before the last part of the name: And.foo becomes And.tag.foo. So names in the proof mean what
+    they mean at the top level, where `theorem And.foo` opens And. The tag's underscore hides the theorem from
+    library search. `section` begins neither a term nor a tactic, so that the proof ends before it."""
+    start, name = theorem_place(statement)
+    last = re.findall(PART, name)[-1]
+    tagged = f"{name.removesuffix(last)}{tag}.{last}"
+    renamed = statement[:start] + tagged + statement[start + len(name) :]
+    gap = "\n" if proof == GAP else "\n\n"
+    return f"{renamed}{proof.rstrip()}{gap}section set_option pp.fullNames true #print axioms {tagged} end\n"
+
+
+def build_file(batch: list[Key], lean: Lean) -> File:
+    """The file of a batch: each statement with `sorry`, then each candidate."""
+    tag = "_c" + secrets.token_hex(8)
+    stated = [
+        gap(key) for key in batch if single_theorem(key[1])
+    ]  # verify.judge_batch tries other statements
+    keys = list(dict.fromkeys(stated + batch))
+    parts = [batch[0][0].rstrip() + f'\n#print "{tag}_0."\n']
+    starts, ends, line = [], [], 1
+    for place in range(len(keys) + 1):
+        if place > 0:
+            _, statement, proof = keys[place - 1]
+            starts.append(line)
+            parts.append(region(statement.rstrip() if proof == GAP else statement, proof, f"{tag}_{place}"))
+        line += parts[-1].count("\n")
+        ends.append(line - 1)
+        if lean.sign:  # an old Lean, whose messages come at its end
+            parts.append(lean.sign.format(f"{tag}_{place}."))
+            line += 1
+    return File("".join(parts), tag, keys, starts, ends)
+
+
+class Findings(NamedTuple):
+    """What Lean said of each region."""
+
+    keys: list[Key]  # as in File
+    axioms: list[set[str] | None]
+    errors: list[list[str]]
+    reached: set[int]  # regions whose end Lean came to
+    trouble: str | None  # how Lean ended, if it did not come through
+    ended: int  # the region where it ended, or one after the last
+    lost: bool  # its messages were lost, as an old Lean keeps them to the end
+    seconds: float  # a candidate
+
+
+def read_findings(
+    messages: list[dict], file: File, trouble: str | None, lost: bool, seconds: float
+) -> Findings:
+    """Sorts Lean's messages by their lines. An axiom list counts on its own line, with its own tag, and once."""
+    count = len(file.keys) + 1
+    axioms: list[set[str] | None] = [None] * count
+    errors: list[list[str]] = [[] for _ in range(count)]
+    reached = set()
+    for message in messages:
+        line, said = message["line"], message["data"]
+        place = bisect.bisect_right(file.starts, line)
+        if line > file.ends[place]:  # a sign of progress
+            continue
+        if line == file.ends[place]:
+            reached.add(place)
+            own = rf"'.*{file.tag}_{place}\..*'"
+            lists = re.fullmatch(
+                rf"{own} (?:does not depend on any|depends on) axioms(?:: \[(.*)\])?", said, re.S
+            )
+            if lists and message["severity"] == "information":
+                if axioms[place] is not None:
+                    errors[place].append("two lists of axioms")
+                axioms[place] = set(re.split(r",\s*", lists[1])) if lists[1] else set()
+        if message["severity"] == "error":
+            errors[place].append(re.sub(rf"{file.tag}_\d+\.?", "", said))
+    ended = max(reached, default=-1) + 1
+    if not trouble and ended < count:
+        trouble = "Lean did not come to the end of its file"
+    return Findings(file.keys, axioms, errors, reached, trouble, ended if trouble else count, lost, seconds)
+
+
+def run_batch(batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None) -> Findings:
+    """One Lean process for the batch."""
+    start, file = time.monotonic(), build_file(batch, lean)
+    messages, trouble = run_lean(file.text, lean, timeout, file.ends, file.tag, stop)
+    seconds = (time.monotonic() - start) / len(batch)
+    return read_findings(messages, file, trouble, bool(trouble and lean.sign), seconds)
