@@ -158,7 +158,7 @@ def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel
         relative[label] = (np.arange(by_bin.shape[1]) + 0.5) / by_bin.shape[1], by_bin
         absolute[label] = np.arange(reached.sum()), by_rank[:, reached]
     title = "the base model's proofs made likelier"
-    by_rank = Panel(f"{title}, by rank", "rank (0 = the problem's likeliest proof)", absolute)
+    by_rank = Panel("the same by rank", "rank (0 = the problem's likeliest proof)", absolute)
     return [Panel(title, "relative rank (0 likeliest, 1 rarest)", relative), by_rank]
 
 

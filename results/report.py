@@ -197,8 +197,13 @@ def main():
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
     x, few = "N, samples for each problem", ("base", "default", "unlikeliness-2")
-    plain = Panel("pass@N", x, {name: panels[0].lines[name] for name in few}, log=True)
-    draw([plain, Panel("points above base", x, panels[1].lines, log=True)], f"{args.out}/pass_at_n.png")
+    plain, above = Panel("pass@N", x, {}, log=True), Panel("pass@N above base", x, {}, log=True)
+    for name, line in panels[0].lines.items():  # an empty line keeps the colours of all figures the same
+        plain.lines[name] = line if name in few else ([], np.empty([3, 0]))
+    for name, (Ns, curve) in zip(settings, panels[1].lines.values()):
+        shown = curve if name in few else np.where([[True], [False], [False]], curve, np.nan)  # bands of few
+        above.lines[name] = Ns, shown
+    draw([plain, above], f"{args.out}/pass_at_n.png")
     draw(uplift_panels(by_rank), f"{args.out}/uplift.png")
     draw(curve_panels({name: seeds_of(folder, name)[0] for name in settings}), f"{args.out}/curves.png")
     fill(f"{args.out}/README.md", tables)
