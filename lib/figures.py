@@ -78,7 +78,9 @@ def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
             value, low, high = part.scale * curve[:3]
             ax.plot(x, value, marker="o", markersize=3, label=label, **look[label])
             ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
-        if part.log:
+        if part.log and any(
+            len(x) for x, _ in part.lines.values()
+        ):  # nothing to draw if no sample is correct
             ticks = [
                 2**i
                 for i in range(

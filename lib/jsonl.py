@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("prompt_ids", "completion_ids"), ("a list of token ids", is_ids)),
     "sample": ("its number in the group", lambda value: type(value) is int and value >= 0),
     "logprobs": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
-    "reward": ("1, 0 or null", lambda value: value is None or is_number(value) and value in (0, 1)),
+    "reward": ("a number or null", lambda value: value is None or is_number(value)),
     "advantage": ("a number or null", lambda value: value is None or is_number(value)),
 }
 

@@ -482,7 +482,7 @@ def test_command_holds_a_group_at_a_time(tmp_path, monkeypatch, capsys):
         ("empty.jsonl --out out.jsonl", "has no rows"),
         ("cut.jsonl --out out.jsonl", "cut short"),
         ("sampled.jsonl --out out.jsonl", "'reward' is missing"),
-        ("text.jsonl --out out.jsonl", "'reward' is 'right', not 1, 0 or null"),
+        ("text.jsonl --out out.jsonl", "'reward' is 'right', not a number or null"),
         ("verified.jsonl --out none/out.jsonl", "cannot write"),
         ("verified.jsonl --out out.jsonl --unlikeliness -1", "at least 0"),
         ("verified.jsonl --out out.jsonl --unlikeliness nan", "not a finite number"),

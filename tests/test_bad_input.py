@@ -132,11 +132,11 @@ NUMBERS = (None, -0.5, "x", [], [-0.5, -1], [-0.5, -1, "x"], [-0.5, -1, None], [
 VALUES = [("sample", "id", TEXTS), ("sample", "statement", TEXTS), ("sample", "header", TEXTS), ("sample", "informal", TEXTS),
           ("verify", "statement", TEXTS), ("verify", "completion", TEXTS), ("verify", "header", TEXTS),
           ("advantage", "id", TEXTS), ("advantage", "completion_ids", IDS), ("advantage", "logprobs", NUMBERS),
-          ("advantage", "sample", (None, -1, 1.5, "0", True, [0])), ("advantage", "reward", ("1", 2, 0.5, -1, [1], {"a": 1})),
-          ("evaluate", "id", TEXTS), ("evaluate", "completion", TEXTS), ("evaluate", "reward", ("1", 2, [1])),
+          ("advantage", "sample", (None, -1, 1.5, "0", True, [0])), ("advantage", "reward", ("1", True, 10**400, [1], {"a": 1})),
+          ("evaluate", "id", TEXTS), ("evaluate", "completion", TEXTS), ("evaluate", "reward", ("1", True, [1])),
           ("evaluate uplift", "id", TEXTS), ("evaluate uplift", "prompt_ids", IDS), ("evaluate uplift", "completion_ids", IDS),
           ("train", "id", TEXTS), ("train", "completion", TEXTS), ("train", "prompt_ids", IDS), ("train", "completion_ids", IDS),
-          ("train", "logprobs", NUMBERS), ("train", "reward", ("1", 2, [1])), ("train", "advantage", ("1", [1], True, 10**400))]
+          ("train", "logprobs", NUMBERS), ("train", "reward", ("1", True, [1])), ("train", "advantage", ("1", [1], True, 10**400))]
 
 GOOD = {"in.jsonl": lines(VERIFIED, {**VERIFIED, "sample": 1, "reward": 0.0})}
 SAMPLES, ADVANTAGES = {"in.jsonl": lines(SAMPLE)}, {"in.jsonl": lines(ADVANTAGE)}

@@ -699,7 +699,7 @@ def test_help():
         ("empty.jsonl", "no row with a verdict"),
         ("unjudged.jsonl", "no row with a verdict"),
         ("no_reward.jsonl", "'reward' is missing"),
-        ("text_reward.jsonl", "'reward' is 'right', not 1, 0 or null"),
+        ("text_reward.jsonl", "'reward' is 'right', not a number or null"),
         ("runs", "cannot read"),
         ("uplft wrong.jsonl", "did you mean uplift?"),
         ("Compare runs/unlikely", "did you mean compare?"),
