@@ -33,13 +33,11 @@ import sample
 import verify
 from advantage import add_advantages
 from evaluate import compare
-from lib import build, run
+from lib import build, ranks, run
 from lib.cli import fail, flags, number
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, micro_batches_per_rank, token_logprobs
 from lib.metrics import start_report, step_metrics
-from lib.ranks import average_gradients, end_in_a_sentence, ranks, start_ranks, sum_over_ranks, whole_tensor
-from lib.run import load_if_complete
 from lib.vllm_engine import sleep_engines, start_engines
 
 EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an evaluation
@@ -87,7 +85,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the ranks.
     """
-    (rank, count), device = ranks(), device_of(model)
+    (rank, count), device = ranks.ranks(), device_of(model)
     rows = [dict(row) for row in rows]
     # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
@@ -110,8 +108,8 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
                 # Times the number of ranks, because gradients are averaged over them.
                 (batch.weight * losses[0].sum() * count / tokens).backward()
                 sums += batch.weight * torch.stack([values.detach().sum() for values in losses])
-            average_gradients(model)
-            grad_norm = whole_tensor(
+            ranks.average_gradients(model)
+            grad_norm = ranks.whole_tensor(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
             ).item()
             if grad_norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
@@ -121,7 +119,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
             optimizer.zero_grad()
             grad_norms.append(grad_norm)
             tokens_seen += tokens
-    loss, kl, clip_fraction = (sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
+    loss, kl, clip_fraction = (ranks.sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
     gaps = [(row["old_logprobs"].cpu() - torch.tensor(row["logprobs"])).abs().max().item() for row in rows]
     return {
         "loss": loss,
@@ -162,9 +160,9 @@ def collect(
     again. Returns the rows, and the seconds of sampling and of verification after it."""
     os.makedirs(folder, exist_ok=True)
     total, start = len(problems) * num_samples, time.time()
-    if not load_if_complete(f"{folder}/problems.jsonl", len(problems), "statement"):
+    if not run.load_if_complete(f"{folder}/problems.jsonl", len(problems), "statement"):
         write_jsonl(f"{folder}/problems.jsonl", problems)
-    rows = load_if_complete(f"{folder}/verified.jsonl", total, "reward")
+    rows = run.load_if_complete(f"{folder}/verified.jsonl", total, "reward")
     if rows:
         return rows, {"seconds_sample": 0.0, "seconds_verify": 0.0}
     sampled_at, (model, tokenizer, engines, verifier) = start, prover
@@ -178,7 +176,7 @@ def collect(
             )
         sampled_at = time.time()
 
-    samples = load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")
+    samples = run.load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")
     samples = samples or tee_jsonl(f"{folder}/samples.jsonl", sampling())
     verified = verify.verify_stream(samples, verifier, progress, total)
     rows = list(tee_jsonl(f"{folder}/verified.jsonl", verified))
@@ -278,8 +276,10 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, str 
 
 
 def main() -> None:
-    broadcast = start_ranks()  # under torchrun, rank 0 samples, verifies, writes and prints; all ranks update
-    on_rank_0 = ranks()[0] == 0
+    broadcast = (
+        ranks.start_ranks()
+    )  # under torchrun, rank 0 samples, verifies, writes and prints; all ranks update
+    on_rank_0 = ranks.ranks()[0] == 0
     args = broadcast(parse_args() if on_rank_0 else None)
     prover, problems, held_out, record, checkpoint = prepare(args) if on_rank_0 else NOTHING
     checkpoint = broadcast(checkpoint)
@@ -315,13 +315,14 @@ def main() -> None:
         if on_rank_0:
             evaluate(prover, held_out, step + 1, args)
 
+    broadcast(None)  # the others wait for rank 0's last evaluation; then rank 0 goes on alone
+    ranks.end_ranks()
     if on_rank_0:
         print(f"Model: {args.out}/checkpoints/step_{last:05d}")
-        if not args.advantages:
-            name = os.path.basename(os.path.normpath(args.out))
-            compare({name: args.out}, f"{args.out}/figures/story.png", args, args.stored_curve)
-    broadcast(None)  # the other ranks wait until rank 0 is done
+    if on_rank_0 and not args.advantages:
+        name = os.path.basename(os.path.normpath(args.out))
+        compare({name: args.out}, f"{args.out}/figures/story.png", args, args.stored_curve)
 
 
 if __name__ == "__main__":
-    end_in_a_sentence(main)
+    ranks.end_in_a_sentence(main)

@@ -56,12 +56,16 @@ def start_ranks() -> Callable:
     return broadcast
 
 
+def end_ranks() -> None:
+    """From here on, every process is on its own."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def end_in_a_sentence(main: Callable) -> None:
     """Runs main. Ctrl-C, a full disk or a rank that died end with one sentence instead of a traceback."""
     try:
         main()
-        if dist.is_initialized():
-            dist.destroy_process_group()
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it once more
         if ranks()[0] == 0:
