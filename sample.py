@@ -20,6 +20,7 @@ size or the number of engines (except for a draw within float noise of the borde
 
 import argparse
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -33,10 +34,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib.checks import check_prompts, check_sampler
 from lib.decode import Completion, random_key, torch_completions
 from lib.jsonl import check_out, check_row, numbered_rows, resume_jsonl
 from lib.lean import HEADER
-from lib.model import load_model
+from lib.model import load_model, position_limit, vocabulary_size
 from lib.vllm_engine import start_engines, vllm_completions, vllm_is_installed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -84,15 +86,17 @@ def encode_prompts(
     model: Any, tokenizer: Any, problems: list[dict], args: argparse.Namespace
 ) -> list[list[int]]:
     """The token ids of each problem's prompt; ends the program if one does not fit the model."""
-    prompts = [tokenizer(build_prompt(problem, args.template)).input_ids for problem in problems]
-    limit = args.max_model_len or getattr(model.config, "max_position_embeddings", None)
+    texts = [build_prompt(problem, args.template) for problem in problems]
+    prompts = [tokenizer(text).input_ids for text in texts]
+    limit = min(args.max_model_len or math.inf, position_limit(model.config) or math.inf)
     for problem, prompt in zip(problems, prompts):
         name = f"problem {problem['id']}"
-        if not prompt or max(prompt) >= model.config.vocab_size:
+        if not prompt or max(prompt) >= vocabulary_size(model.config):
             fail(f"{name}: the tokenizer makes ids that the model does not know; give the model's own")
-        if limit and len(prompt) + args.max_new_tokens > limit:
+        if len(prompt) + args.max_new_tokens > limit:
             size = f"its {len(prompt)} tokens and {args.max_new_tokens} new ones"
             fail(f"{name}: {size} pass the model's limit of {limit}; lower --max-new-tokens or leave it out")
+    check_prompts(tokenizer, problems, texts, prompts)
     return prompts
 
 
@@ -232,9 +236,9 @@ def main():
     problems = read_problems(args.problems, args.limit, lean=not args.any_statement)
     check_out(args.out, args.problems)
     model, tokenizer = load_model(args.model, args.dtype, args.device, weights=args.engine == "torch")
-    encode_prompts(
-        model, tokenizer, problems, args
-    )  # a prompt that does not fit is found before vLLM is loaded
+    prompts = encode_prompts(model, tokenizer, problems, args)  # here too, so before vLLM is loaded
+    if args.engine == "torch":
+        check_sampler(model, max(map(len, prompts)) + args.max_new_tokens)
     engines = start_engines(args.model, args) if args.engine == "vllm" else []
 
     may_differ = ("problems", "limit", "out", "any_statement", "gpus", "gpu_memory_utilization")

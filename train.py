@@ -36,7 +36,7 @@ from evaluate import compare
 from lib import build, ranks, run
 from lib.cli import fail, flags, number
 from lib.jsonl import tee_jsonl, write_jsonl
-from lib.logprobs import completion_logprobs, device_of, make_batch, micro_batches_per_rank, token_logprobs
+from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
@@ -85,7 +85,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the ranks.
     """
-    (rank, count), device = ranks.ranks(), device_of(model)
+    count, device = ranks.ranks()[1], device_of(model)
     rows = [dict(row) for row in rows]
     # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
@@ -99,7 +99,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
     for epoch in range(args.ppo_epochs):
         for minibatch in minibatches(rows, args, step, epoch):
             tokens = sum(len(row["completion_ids"]) for row in minibatch)
-            for trees in micro_batches_per_rank(minibatch, args.micro_batch_tokens, count)[rank]:
+            for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):
                 batch = make_batch(minibatch, trees, device)
                 logprobs = token_logprobs(model, batch, args.temperature, args.dtype)  # [N]
                 losses = token_losses(
@@ -216,7 +216,7 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -
 # Setting up
 
 
-NOTHING = Prover(None, None, [], None), [], [], None, None  # what other ranks than 0 prepare
+NOTHING = Prover(None, None, [], None), [], [], {}, (None, None)  # what other ranks than 0 prepare
 
 
 def parse_args() -> Namespace:
@@ -251,10 +251,11 @@ def parse_args() -> Namespace:
     return args
 
 
-def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, str | None]:
+def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tuple]:
     """On rank 0: whatever can be wrong with the input is found before anything is computed.
 
-    Returns (prover, problems, held-out problems, what args.json is to hold, checkpoint to continue)."""
+    Returns (prover, problems, held-out problems, what args.json is to hold, (checkpoint to continue,
+    tokens of the longest prompt and completion))."""
     problems, held_out, verifier = [], [], None
     if not args.advantages:
         lean = ":" not in args.verifier
@@ -268,8 +269,9 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, str 
     use_vllm = args.engine == "vllm" and not args.advantages
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
-    sample.encode_prompts(model, tokenizer, problems + held_out, args)  # ends here if one is too long
-    return Prover(model, tokenizer, engines, verifier), problems, held_out, record, checkpoint
+    prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
+    longest = max((len(prompt) + args.max_new_tokens for prompt in prompts), default=None)
+    return Prover(model, tokenizer, engines, verifier), problems, held_out, record, (checkpoint, longest)
 
 
 # The loop
@@ -281,9 +283,9 @@ def main() -> None:
     )  # under torchrun, rank 0 samples, verifies, writes and prints; all ranks update
     on_rank_0 = ranks.ranks()[0] == 0
     args = broadcast(parse_args() if on_rank_0 else None)
-    prover, problems, held_out, record, checkpoint = prepare(args) if on_rank_0 else NOTHING
-    checkpoint = broadcast(checkpoint)
-    model, reference, optimizer = build.build(args, checkpoint, prover.model)
+    prover, problems, held_out, record, start_from = prepare(args) if on_rank_0 else NOTHING
+    checkpoint, longest = broadcast(start_from)
+    model, reference, optimizer = build.build(args, checkpoint, prover.model, longest)
     first, buffer = run.load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
     last = first + 1 if args.advantages else args.steps
     if first > last:

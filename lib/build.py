@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lib.checks import check_logprobs, check_sampler
 from lib.cli import number
 from lib.logprobs import target_logprobs
 from lib.model import load_model
@@ -47,8 +48,11 @@ def load_sampler(args: argparse.Namespace, path: str, weights: bool) -> tuple[An
     return load_model(path, "float32", args.device)
 
 
-def build(args: argparse.Namespace, checkpoint: str | None, sampler: Any) -> tuple[Any, Any, Any]:
-    """(model, reference, optimizer) on this rank; sampler: rank 0's, None elsewhere."""
+def build(
+    args: argparse.Namespace, checkpoint: str | None, sampler: Any, longest: int | None
+) -> tuple[Any, Any, Any]:
+    """(model, reference, optimizer) on this rank; sampler: rank 0's, None elsewhere. longest: tokens of the
+    longest prompt and completion to come."""
     sharded = is_sharded(args)
     device = "cpu" if sharded else args.device
     model = sampler
@@ -63,6 +67,10 @@ def build(args: argparse.Namespace, checkpoint: str | None, sampler: Any) -> tup
     if sharded:
         model = shard(model, target_logprobs, args)
         reference = reference and shard(reference, target_logprobs, args, trained=False)
+    if sampler is not None and args.engine == "torch" and not args.advantages:
+        check_sampler(sampler, longest)
+    for scored in filter(None, (model, reference)):
+        check_logprobs(scored, longest, args.dtype if sharded else "float32")
     if reference and args.reference_device == "cpu":
         reference.to("cpu")
     fused = torch.device(args.device).type == "cuda"  # otherwise AdamW would hold another copy of the weights

@@ -16,6 +16,7 @@ completion is computed as in a sequence of its own. EOS is never a node: nothing
 several trees, padded to the longest; micro-batches are shared out among the ranks.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
+from lib.model import vocabulary_size
 from lib.ranks import ranks
 
 LOGITS_AT_ONCE = 2**26  # float32 logits in memory at a time: 0.27 GB
@@ -55,22 +57,27 @@ class Batch(NamedTuple):
     ref_logprobs: Any = None  # [N], or None without a KL term
 
 
+def takes_trees(model: Any) -> bool:
+    """False where check_logprobs has found that only plain rows give the model's own log-probabilities."""
+    return getattr(model, "takes_trees", True)
+
+
 def device_of(model: Any) -> torch.device:
     return model.get_output_embeddings().weight.device
 
 
-def group_into_trees(rows: list[dict], token_budget: int) -> list[tuple[list[int], int]]:
+def group_into_trees(rows: list[dict], token_budget: int, share: bool = True) -> list[tuple[list[int], int]]:
     """Which rows share a tree: [(indices of rows, number of nodes), ...].
 
     Rows of one prompt share a tree until it is twice as long as the longest row (or as the budget). In sorted
-    order, a row shares its longest prefix with the row before it.
+    order, a row shares its longest prefix with the row before it. Without share, each row has its own.
     """
     texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
     longest = max(map(len, texts))
     limit = max(longest, min(2 * longest, token_budget))
     trees: list[tuple[list[int], int]] = []
     for i in sorted(range(len(rows)), key=texts.__getitem__):
-        if trees:
+        if trees and share:
             members, size = trees[-1]
             last = members[-1]
             size += len(texts[i]) - len(os.path.commonprefix([texts[last], texts[i]]))
@@ -81,7 +88,9 @@ def group_into_trees(rows: list[dict], token_budget: int) -> list[tuple[list[int
     return trees
 
 
-def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> list[list[list[list[int]]]]:
+def micro_batches_per_rank(
+    rows: list[dict], token_budget: int, count: int, share: bool = True
+) -> list[list[list[list[int]]]]:
     """The micro-batches of each of `count` ranks: lists of trees, which are lists of row indices.
 
     Ranks get about equally many tokens. A micro-batch holds trees of similar size (at least 0.8 of its
@@ -91,7 +100,7 @@ def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> l
     ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
     longest = [0] * count  # of each rank's last micro-batch
     load = [0] * count
-    for members, size in sorted(group_into_trees(rows, token_budget), key=lambda tree: -tree[1]):
+    for members, size in sorted(group_into_trees(rows, token_budget, share), key=lambda tree: -tree[1]):
         rank = load.index(min(load))
         batches = ranks_batches[rank]
         full = batches and (len(batches[-1]) + 1) * longest[rank] > token_budget
@@ -102,6 +111,12 @@ def micro_batches_per_rank(rows: list[dict], token_budget: int, count: int) -> l
         load[rank] += size
     most = max(map(len, ranks_batches))
     return [batches + [[]] * (most - len(batches)) for batches in ranks_batches]
+
+
+def own_micro_batches(model: Any, rows: list[dict], token_budget: int) -> list[list[list[int]]]:
+    """The micro-batches of this rank, of trees or of plain rows as the model needs."""
+    rank, count = ranks()
+    return micro_batches_per_rank(rows, token_budget, count, takes_trees(model))[rank]
 
 
 def prefix_tree(
@@ -159,15 +174,60 @@ def make_batch(
         return torch.cat([row[key] for row in own]).to(device)
 
     advantages = torch.tensor([row.get("advantage") or 0.0 for row in own]).repeat_interleave(lengths)
+
+    def tensor(numbers):
+        return torch.as_tensor(numbers, device=device)
+
     return Batch(
-        *(torch.from_numpy(array).to(device) for array in (ids, positions, mask[:, None])),
-        *(torch.tensor(numbers, device=device) for numbers in (nodes, targets, expand)),
+        tensor(ids),
+        tensor(positions),
+        tensor(mask[:, None]),
+        tensor(nodes),
+        tensor(targets),
+        tensor(expand),
         order if weight else [],
         weight,
         advantages.to(device),
         per_token("old_logprobs"),
         per_token("ref_logprobs"),
     )
+
+
+def text_model(model: Any) -> Any:
+    """The transformer without its head; of a multimodal model, that of the text."""
+    body = model.get_decoder()
+    return model.model if body is model else body
+
+
+def attention_masks(model: Any, batch: Batch) -> Any:
+    """The mask of the trees as the model takes it: layers with a sliding window see the ancestors within it,
+    and a model with layers of both kinds takes a mask for each."""
+    config = model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    masks = {"full_attention": batch.mask, "sliding_attention": batch.mask}
+    if window:
+        depth = batch.positions[:, None]  # [B, 1, L]
+        masks["sliding_attention"] = batch.mask & (depth[:, :, :, None] - depth[:, :, None] < window)
+    if model.config._attn_implementation == "eager":  # which adds the mask to the scores
+        lowest = torch.finfo(torch.float32).min
+        masks = {
+            kind: torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
+            for kind, mask in masks.items()
+        }
+    return masks if kinds else masks["sliding_attention"]
+
+
+def own_logits(model: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [n, V] that the model itself makes of last hidden states [n, H], with the scales and softcaps of
+    some architectures: its forward, in which the transformer returns `output` with these hidden states."""
+    body, given = text_model(model), copy.copy(output)
+    given.last_hidden_state = hidden[None]
+    body.forward = lambda *args, **kwargs: given
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        return model.forward(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        del body.forward
 
 
 def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) -> torch.Tensor:
@@ -177,16 +237,15 @@ def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) ->
     everything else. They are divided by the sampling temperature in float32, as in the sampler, so that the
     policy that is trained is the policy that sampled.
     """
-    head = model.get_output_embeddings()
-    output = model.base_model(
-        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
-    )
-    hidden = output.last_hidden_state.flatten(0, 1)  # [B * L, H]
+    where = {"position_ids": batch.positions, "attention_mask": attention_masks(model, batch)}
+    if not takes_trees(model):
+        where = {}  # one row a sequence, padded on the right, where causal attention never looks
+    output = text_model(model)(input_ids=batch.ids, use_cache=False, **where)
     # Not hidden[nodes]: its backward accumulates duplicates in a nondeterministic order.
-    hidden = hidden.index_select(0, batch.nodes)  # [D, H]
+    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.nodes)  # [D, H]
 
     def head_logprobs(hidden, targets):
-        logits = head(hidden).float() / temperature  # [chunk, V]
+        logits = own_logits(model, output, hidden).float() / temperature  # [chunk, V]
         return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
     chunks = list(zip(hidden.split(chunk), batch.targets.split(chunk)))
@@ -202,7 +261,7 @@ def token_logprobs(
 
     Masks come from lengths, never from token values, so the first EOS is trained on and nothing after it.
     """
-    chunk = chunk or max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary_size(model.config))
     with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         if hasattr(
             model, "target_logprobs"
@@ -229,7 +288,7 @@ def completion_logprobs(
     lengths = [len(row["completion_ids"]) for row in rows]
     together = torch.zeros(sum(lengths), device=device)
     result = together.split(lengths)
-    for trees in micro_batches_per_rank(rows, micro_batch_tokens, count)[rank]:
+    for trees in own_micro_batches(model, rows, micro_batch_tokens):
         batch = make_batch(rows, trees, device)
         logprobs = token_logprobs(model, batch, temperature, dtype)
         for i, row_logprobs in zip(batch.rows, logprobs.split([lengths[i] for i in batch.rows] or 1)):

@@ -1,59 +1,140 @@
-"""Loading a model, and the log-probabilities of completions in prefix trees."""
+"""Loading a model and its tokenizer exactly as their folder describes them."""
 
+import functools
 import os
 import sys
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import cached_file
 
 from lib.cli import cause, fail
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def load_model(
     path: str, dtype: str = "float32", device: str = "cpu", weights: bool = True
 ) -> tuple[Any, Any]:
-    """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub where nothing has that path. Without
-    weights the model is only its config and generation_config: the weights are vLLM's then."""
+    """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub if there is no such path.
+
+    Without weights the model is only its config and generation_config: vLLM has the weights then."""
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
     if not os.path.exists(path):
         if path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.isdir(path.partition("/")[0]):
             fail(f"there is no folder {path}; give a model folder or a model of the Hugging Face hub")
-        print(
-            f"there is no folder {path}: asking the Hugging Face hub for a model of that name",
-            file=sys.stderr,
-        )
+        print(f"{path} is not a folder here, so it is loaded from the Hugging Face hub", file=sys.stderr)
     options: dict[str, Any] = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if not weights:
-            model = SimpleNamespace(config=AutoConfig.from_pretrained(path, **options))
+        tokenizer = load_tokenizer(path, options)
+        config = AutoConfig.from_pretrained(path, **options)
+        if weights:
+            model, report = cast(
+                tuple,
+                AutoModelForCausalLM.from_pretrained(
+                    path,
+                    dtype=getattr(torch, dtype),
+                    attn_implementation=attention(config),
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **options,
+                ),
+            )
+            model = model.to(device).eval()
+        else:
+            model, report = SimpleNamespace(config=config), {"missing_keys": []}
             try:
-                model.generation_config = GenerationConfig.from_pretrained(
-                    path, local_files_only=os.path.exists(path)
-                )
-            except OSError:  # it has no such file
-                model.generation_config = GenerationConfig.from_model_config(model.config)
-            return model, tokenizer
-        # train.py lets completions share a prompt by a mask of True and False, which another kind of attention would take for numbers
-        options |= dict(
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        model, report = cast(tuple, AutoModelForCausalLM.from_pretrained(path, **options))
-        model = model.to(device).eval()
-    except (
-        Exception
-    ) as error:  # a dozen kinds, and the user's mistake is one: no model there, or no such device
+                model.generation_config = GenerationConfig.from_pretrained(path, **options)
+            except OSError:  # there is no such file
+                model.generation_config = GenerationConfig.from_model_config(config)
+    except Exception as error:  # of many types, and all mean the same: no model there, or no such device
         fail(
-            f"cannot load {path} on {device} ({cause(error)}); give a model folder or a model of the hub, and a device at hand"
+            f"cannot load {path} on {device} ({cause(error)}); give a model folder or a model of the hub, and"
+            " a device at hand"
         )
     if report["missing_keys"]:  # transformers would only warn
-        fail(
-            f"{path} lacks {sorted(report['missing_keys'])[0]}, which would be random; give a complete model folder"
-        )
+        name = sorted(report["missing_keys"])[0]
+        fail(f"{path} lacks {name}, which would be random; give a complete model folder")
+    # Other settings of generation are not used, and some (a temperature without do_sample) cannot be saved.
+    token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(
+        **{name: getattr(model.generation_config, name) for name in token_ids}
+    )
+    if weights:
+        head = model.get_output_embeddings()
+        if isinstance(head, torch.nn.Linear):
+            head.forward = functools.partial(float32_head, head)
     return model, tokenizer
+
+
+def attention(config: Any) -> str | None:
+    """The attention implementation: SDPA where the model has it (transformers' own choice), but eager for a
+    model that caps attention scores, since SDPA silently leaves the cap out."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def float32_head(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 whatever the rest is computed in: in bfloat16, a logit of 20 is off by up to 0.06."""
+    bias = None if head.bias is None else head.bias.float()
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+
+
+def load_tokenizer(path: str, options: dict) -> Any:
+    """The tokenizer that tokenizer.json describes. Its `files` are what it was loaded from, as bytes.
+
+    AutoTokenizer would build the class that tokenizer_config.json names: for LlamaTokenizerFast it replaces the
+    pre-tokenizer and the decoder of tokenizer.json by Llama's."""
+    files = {}
+    for name in TOKENIZER_FILES:
+        try:
+            with open(cast(str, cached_file(path, name, **options)), "rb") as file:
+                files[name] = file.read()
+        except OSError:
+            continue  # no tokenizer has all of them
+    kind = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer
+    tokenizer = kind.from_pretrained(path, **options)
+    tokenizer.files = files
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: str) -> None:
+    """Writes the files that the tokenizer was loaded from, byte for byte."""
+    for name, content in tokenizer.files.items():
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+
+
+def vocabulary_size(config: Any) -> int:
+    """Also of a multimodal model, whose text model has a config of its own."""
+    return config.get_text_config().vocab_size
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens of prompt and completion at most. LongRoPE changes all positions once a text passes the original
+    limit, so that the log-probabilities of earlier tokens would depend on how long the text became."""
+    config = config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one for all layers, or one for each type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            limits.append(rope.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=None)

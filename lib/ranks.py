@@ -88,7 +88,7 @@ def average_gradients(model: Any) -> None:
     if count == 1:
         return
     for weight in model.parameters():
-        if not isinstance(weight, DTensor):
+        if weight.grad is not None and not isinstance(weight, DTensor):
             dist.all_reduce(weight.grad)
             weight.grad /= count
 
@@ -121,7 +121,7 @@ def shard(model: Any, forward: Callable, args: Any, trained: bool = True) -> Any
 
 def blocks(model: Any) -> torch.nn.ModuleList:
     """The transformer blocks."""
-    return next(module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next(module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList))
 
 
 def checkpoint_blocks(model: Any) -> None:

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from lib.cli import cause, fail, number
 from lib.jsonl import cannot_write, read_verified
+from lib.model import position_limit, save_tokenizer, vocabulary_size
 from lib.ranks import full_state, ranks
 
 FORMAT = 2  # of args.json and trainer.pt
@@ -250,7 +251,7 @@ def save_checkpoint(
             shutil.rmtree(part, ignore_errors=True)
             os.makedirs(part)
             model.save_pretrained(part, state_dict=weights)
-            tokenizer.save_pretrained(part)
+            save_tokenizer(tokenizer, part)
     if count > 1:
         dist.all_reduce(torch.zeros(1))  # wait until rank 0 has made the folder
     with writing(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
@@ -314,7 +315,15 @@ def read_advantages(args: argparse.Namespace, model: Any) -> list[dict]:
     rows = list(read_verified(args.advantages, *keys))
     if all(row["advantage"] is None for row in rows):
         fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
+    longest, limit = (
+        max(len(row["prompt_ids"] + row["completion_ids"]) for row in rows),
+        position_limit(model.config),
+    )
+    if limit and longest > limit:
+        fail(
+            f"{args.advantages} has a text of {longest} tokens, {args.model} takes {limit}; leave longer ones out"
+        )
     largest = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows)
-    if largest >= model.config.vocab_size:
+    if largest >= vocabulary_size(model.config):
         fail(f"{args.advantages} has a token {largest}, unknown to {args.model}; give the right --model")
     return rows

@@ -89,16 +89,18 @@ def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[f
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
     import torch  # here, since pass@N needs none of these
 
+    from lib.checks import check_logprobs
     from lib.logprobs import completion_logprobs
-    from lib.model import load_model
+    from lib.model import load_model, vocabulary_size
 
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = auto if args.device == "auto" else args.device
     model, _ = load_model(model_path, dtype=args.dtype, device=device)
     largest = max((max(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0)
-    if largest >= model.config.vocab_size:
-        size = f"{model_path} has only {model.config.vocab_size}"
+    if largest >= vocabulary_size(model.config):
+        size = f"{model_path} has only {vocabulary_size(model.config)}"
         fail(f"the rows have a token {largest}, {size}; give checkpoints of the model that sampled them")
+    check_logprobs(model, max((len(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0))
     logprobs = completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
     return [float(tokens.sum()) for tokens in logprobs]
 

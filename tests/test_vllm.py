@@ -515,8 +515,10 @@ def test_first_tokens_follow_the_softmax(engines, tiny_model_dir):
 
 
 @needs_vllm
-def test_ends_of_completions(engines, tiny_model_dir):
+def test_ends_of_completions(engines, tiny_model_dir, monkeypatch):
     """End-of-text tokens, fences of one token and of three, and the length limit, as in the tests of sample_rows."""
+    # This vocabulary lacks the words of the deepseek prompt.
+    monkeypatch.setattr("sample.check_prompts", lambda *args: None)
     model, tokenizer = load_model(tiny_model_dir)
     single, fence = tokenizer.convert_tokens_to_ids(["`", "```"])
     with torch.no_grad():
