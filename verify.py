@@ -48,8 +48,12 @@ Batch = tuple[
 
 
 def proof_or_verdict(row: dict) -> tuple[str, tuple[str, str] | None]:
-    """(proof, None), or (proof, (verdict, message)) if Lean need not be asked: the fence rule, then the filter."""
+    """(proof, None), or (proof, (verdict, message)) if Lean need not be asked: statement, fence rule, filter."""
     proof, fence, after = row["completion"].partition("```")
+    try:
+        theorem_name(row["statement"])
+    except ValueError as error:
+        return proof, ("error", f"bad statement: {error}")
     if row.get("finish_reason") == "length":
         return proof, ("rejected", "truncated: the completion reached its length limit")
     if row.get("template") == "deepseek" and not fence:
@@ -60,10 +64,6 @@ def proof_or_verdict(row: dict) -> tuple[str, tuple[str, str] | None]:
         return proof, ("rejected", "a blank is missing after 'by'")  # by + _elab is another word
     if reason := forbidden(proof):
         return proof, ("rejected", reason)
-    try:
-        theorem_name(row["statement"])
-    except ValueError as error:
-        return proof, ("error", f"bad statement: {error}")
     return proof, None
 
 

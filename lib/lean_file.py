@@ -2,12 +2,16 @@
 
 header                                                          region 0
 #print "_c4f1_0."
-theorem _c4f1_1.foo : p → p := by sorry                         region 1: the statement
-section set_option pp.fullNames true #print axioms _c4f1_1.foo end
-theorem _c4f1_2.foo : p → p := by                               region 2: a candidate
+section _c4f1_1                                                 region 1: the statement
+theorem _c4f1_1.foo
+           : p → p := by sorry
+end _c4f1_1 section set_option pp.fullNames true #print axioms _c4f1_1.foo end
+section _c4f1_2                                                 region 2: a candidate
+theorem _c4f1_2.foo
+           : p → p := by
   exact id
 
-section set_option pp.fullNames true #print axioms _c4f1_2.foo end
+end _c4f1_2 section set_option pp.fullNames true #print axioms _c4f1_2.foo end
 """
 
 import bisect
@@ -42,13 +46,20 @@ def region(statement: str, proof: str, tag: str) -> str:
 
     The tag goes before the last part of the name: And.foo becomes And.tag.foo. So names in the proof mean what
     they mean at the top level, where `theorem And.foo` opens And. The tag's underscore hides the theorem from
-    library search. `section` begins neither a term nor a tactic, so that the proof ends before it."""
+    library search. What follows the name keeps its column, since a proof may be aligned with it. The section
+    closes what an error in the proof may have opened: `hopen Or` is a command to Lean, see lib/lexer.py."""
     start, name = theorem_place(statement)
     last = re.findall(PART, name)[-1]
     tagged = f"{name.removesuffix(last)}{tag}.{last}"
-    renamed = statement[:start] + tagged + statement[start + len(name) :]
+    end = start + len(name)
+    column = end - statement.rfind("\n", 0, end) - 1
+    aligned = "" if statement[end] == "." else "\n" + " " * column  # not between t and .{u}
+    renamed = statement[:start] + tagged + aligned + statement[end:]
     gap = "\n" if proof == GAP else "\n\n"
-    return f"{renamed}{proof.rstrip()}{gap}section set_option pp.fullNames true #print axioms {tagged} end\n"
+    axioms = f"section set_option pp.fullNames true #print axioms {tagged} end\n"
+    if not single_theorem(statement):  # it has a process of its own, and may open sections itself
+        return f"{renamed}{proof.rstrip()}{gap}{axioms}"
+    return f"section {tag}\n{renamed}{proof.rstrip()}{gap}end {tag} {axioms}"
 
 
 def build_file(batch: list[Key], lean: Lean) -> File:

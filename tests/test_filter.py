@@ -205,6 +205,7 @@ HONEST = [
     ("p → p", "\n  exact id --\ttab"), ("p → p", "\n  -- zero\u200bwidth \u2060 \ufeff\n  exact id /- \t\u200d -/"),
     ("p → p", "\n  intro h'\n  exact (h'-- it holds\n    )"), ("p → p", "\n  intro hopen\n  exact hopen"),
     ("p → q → p", "\n  intro hdef hclass\n  exact hdef"), ("p → p", "\n  intro run_append\n  exact run_append"),
+    ("p → p", " intro h\n" + 41 * " " + "exact h"), ("p ∧ q → q", " intro h; obtain ⟨a, b⟩ := h\n" + 45 * " " + "exact b"),
     ("", "\nintro h k\nexact h"), ("", "\nintro h\n· simp\n· nlinarith [\n  h]\n_ = 2 := by simp\nexact?"),
     ("", "\n  have e : xs[2]'h = y := rfl\n  exact e"), ("", "\n  rw [getElem_append (l₁[i]'h') (by simp), xs[i]'(by omega)]"),
     ("", "\n  have h : #bad = 3 := by simp\n  omega"), ("", "\n  have : 2 * #C.lines ≤ #t' ∧ (#A).choose 2 < #A₁.card + #(filter p s) := h"),
@@ -344,6 +345,23 @@ def test_lean_finds_a_command_one_character_into_a_word(proof, leaves):
     found = [one["data"] for one in messages if (one.get("line") or one["pos"]["line"]) == text.count("\n")]
     assert found == (["'bad' depends on axioms: [bad]"] if leaves else ["Unknown constant `_root_.bad`"])
 # fmt: on
+
+
+@needs_lean
+def test_what_a_hidden_command_opens_is_closed_behind_it():
+    """Names such as hopen are too frequent to be refused."""
+    proofs = [
+        "\n  skip\n  hopen Or",
+        "\n  skip\n  hend",
+        "\n  skip\n  hmutual",
+        "\n  exact fun h => inl h",
+        "\n  exact fun h => Or.inl h",
+    ]
+    rows = [row("p → p ∨ q", proof) for proof in proofs]
+    assert all(lib.lexer.forbidden(proof) is None for proof in proofs)
+    for batch in (1, 10):
+        out = verify.verify_rows(rows, batch=batch, progress=False)
+        assert [one["verdict"] for one in out] == ["rejected"] * 4 + ["proved"]
 
 
 def test_a_long_line_takes_time_in_proportion(monkeypatch):

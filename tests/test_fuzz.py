@@ -1,12 +1,13 @@
-"""Attacks on the verifier: mutated proofs, and proofs from a grammar, between honest neighbours, judged by what cannot be fooled.
+"""Attacks on the verifier: mutated proofs, proofs from a grammar, and statements that try to touch their neighbours.
 
     python -m pytest tests/test_fuzz.py                                # 20,000 rows
     python tests/test_fuzz.py --rows 1000000 --seed 1                   # as many as you like, with a count of what was seen
     python tests/test_fuzz.py --rows 400000 --seed 31                   # the rest of that run, stopped after "seed 30"
 
 The judges: a prover for intuitionistic propositional logic of its own (no statement it refutes may have a proof), truth
-tables, the same row alone in a Lean of its own (the batch must not matter), and the neighbours, which are right.
+tables, the same row alone in a Lean of its own (the batch must not matter), and the neighbours, whose verdict is known.
 """
+
 import argparse
 import collections
 import contextlib
@@ -20,13 +21,19 @@ import traceback
 
 import pytest
 
-hypothesis = pytest.importorskip("hypothesis", reason="the grammar is drawn by hypothesis: pip install hypothesis")
+hypothesis = pytest.importorskip(
+    "hypothesis", reason="the grammar is drawn by hypothesis: pip install hypothesis"
+)
 from hypothesis import strategies as st  # noqa: E402
 
-sys.path[:0] = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), os.path.dirname(os.path.abspath(__file__))]
+sys.path[:0] = [
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    os.path.dirname(os.path.abspath(__file__)),
+]
 from test_verify import STEPS, needs_lean  # noqa: E402
 
 import lib.lean
+import lib.lean_file
 import verify  # noqa: E402
 from toy.make_problems import ATOMS, random_formula, search, statement, tactics, text, truth  # noqa: E402
 
@@ -84,6 +91,7 @@ def theorem_holds(f):
     return provable(frozenset(), expanded(f))
 
 
+# fmt: off
 def test_the_prover_itself():
     p, q = "p", "q"
     for f in [("→", p, p), ("¬", ("¬", ("∨", p, ("¬", p)))), ("→", ("¬", ("¬", ("¬", p))), ("¬", p)), ("↔", ("∧", p, q), ("∧", q, p)),
@@ -100,9 +108,11 @@ def test_the_prover_itself():
         assert tautology or not theorem_holds(f)
         classical += tautology and not theorem_holds(f)
     assert classical > 10  # true classically, not provable: those that a careless verifier would let pass
+# fmt: on
 
 
 # ---- mutations of honest proofs ----
+
 
 def some_formula(rng, smallest, largest):
     """A random formula with at least one atom."""
@@ -112,11 +122,13 @@ def some_formula(rng, smallest, largest):
             return f
 
 
+# fmt: off
 LOOK_ALIKES = {"h": "һ", "e": "е", "→": "⟶", "∧": "⋀", "¬": "﹁", ".": "․", "(": "（", "'": "’", " ": "\u00a0", "1": "₁", "p": "р"}
 WORDS = ("sorry sorryAx axiom theorem end namespace open in set_option maxRecDepth 100 by fun => := : , ; ( ) ⟨ ⟩ [ ] { } | · <;> h h1 h2 p q r "
          "exact intro apply rcases obtain with True.intro trivial id «h» «sorry» 'a' \" -- /- -/ # @ ` _ ?_ ?x . .. .1 .2 ∧ ∨ → ¬ ↔ True False "
          "where have show from at Or.inl And.intro absurd False.elim h1.elim native_decide decide +kernel #print #eval macro notation "
          "t self_test Classical.em propext 0b1 1e5 0x r\" \\ ! $ % ^ & * 🙂 ∑' ⁻¹' λ").split()
+# fmt: on
 
 
 def mutate(rng, proof, others):
@@ -126,7 +138,7 @@ def mutate(rng, proof, others):
     place = rng.randrange(len(proof) + 1)
     kind = rng.randrange(14)
     if kind == 0:
-        lines[k:k + 2] = lines[k:k + 2][::-1]
+        lines[k : k + 2] = lines[k : k + 2][::-1]
     elif kind == 1:
         del lines[k]
     elif kind == 2:
@@ -135,21 +147,32 @@ def mutate(rng, proof, others):
         lines[k] = " " * rng.choice([0, 1, 3, 4, 6]) + lines[k].lstrip()
     elif kind == 4:
         other = rng.choice(others).split("\n")
-        lines[k:k + 1] = other[rng.randrange(len(other)):]
+        lines[k : k + 1] = other[rng.randrange(len(other)) :]
     elif kind == 5:
-        old, new = rng.choice(["h1", "h2", "h3", "exact", "intro", "left", ".1", "⟨"]), rng.choice(["h2", "h1", "sorry", "right", ".2", "(", "h9", "theorem"])
+        old, new = (
+            rng.choice(["h1", "h2", "h3", "exact", "intro", "left", ".1", "⟨"]),
+            rng.choice(["h2", "h1", "sorry", "right", ".2", "(", "h9", "theorem"]),
+        )
         return proof.replace(old, new, rng.choice([1, -1]))
     elif kind == 6:
         letter = rng.choice(list(LOOK_ALIKES))
         return proof.replace(letter, LOOK_ALIKES[letter], 1)
     elif kind == 7:
-        return proof[:place] + rng.choice([" ", "  ", "\n", "\n  ", "\t", "\r\n", "\u200b", "\x0c", ""]) + proof[place:]
+        return (
+            proof[:place]
+            + rng.choice([" ", "  ", "\n", "\n  ", "\t", "\r\n", "\u200b", "\x0c", ""])
+            + proof[place:]
+        )
     elif kind == 8:
-        return proof[:place] + rng.choice(["/- x -/", "-- x\n", "/- ", "-/", "--", "/-- x -/", "/-/- -/", "\"", "'", "«", "»"]) + proof[place:]
+        return (
+            proof[:place]
+            + rng.choice(["/- x -/", "-- x\n", "/- ", "-/", "--", "/-- x -/", "/-/- -/", '"', "'", "«", "»"])
+            + proof[place:]
+        )
     elif kind == 9:
         return proof[:place] + f" {rng.choice(WORDS)} " + proof[place:]
     elif kind == 10:
-        return proof[:place] + proof[place + rng.randint(1, 4):]
+        return proof[:place] + proof[place + rng.randint(1, 4) :]
     elif kind == 11:
         return proof[:place] + rng.choice(WORDS) + proof[place:]
     elif kind == 12:
@@ -159,6 +182,7 @@ def mutate(rng, proof, others):
     return "\n".join(lines)
 
 
+# fmt: off
 def monster(rng):
     """Very long or very deep."""
     n = rng.choice([300, 3000])
@@ -166,6 +190,7 @@ def monster(rng):
         "\n  exact " + "(" * n + "h" + ")" * n, "\n  exact " + "⟨" * n, "\n" + "  skip\n" * n, "\n  exact " + "fun h => " * (n // 30) + "h", "\n  exact " + "h" * n,
         "\n  exact h " + "-- x\n" * n, "\n  " + "/-" * n + "-/" * n + " trivial", "\n  " + "first | " * (n // 30) + "trivial", "\n  exact " + "h.1" * n,
         "\n  intro" + " h" * n, "\n  " + "(" * (n // 10) + "trivial" + ")" * (n // 10), "\n  exact \"" + "x" * n + "\""])
+# fmt: on
 
 
 def mutated_groups(rng):
@@ -174,7 +199,14 @@ def mutated_groups(rng):
     while len(pool) < 600:
         f = some_formula(rng, 2, 8)
         if truth(f) == 0xFFFF and (proof := search(rng, {}, f, 0, frozenset(), [200])):
-            pool.append((f, "".join("\n  " + line for line in tactics(rng, proof, {}, 0, rng.choice([0.0, 0.3, 1.0])))))
+            pool.append(
+                (
+                    f,
+                    "".join(
+                        "\n  " + line for line in tactics(rng, proof, {}, 0, rng.choice([0.0, 0.3, 1.0]))
+                    ),
+                )
+            )
     proofs = [proof for _, proof in pool]
     while True:
         (f, proof), dice = rng.choice(pool), rng.random()
@@ -187,11 +219,99 @@ def mutated_groups(rng):
             for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3, 5])):
                 completion = mutate(rng, completion, proofs)
             if dice > 0.8:
-                completion = rng.choice(["\n  ", " "]) + " ".join(rng.choice([*WORDS, "\n ", "\n  "]) for _ in range(rng.randint(1, 12)))
+                completion = rng.choice(["\n  ", " "]) + " ".join(
+                    rng.choice([*WORDS, "\n ", "\n  "]) for _ in range(rng.randint(1, 12))
+                )
             elif dice > 0.798:
                 completion = monster(rng)
-            group.append({"statement": statement(f, "t"), "completion": completion, "formula": f, "from": "mutation"})
+            group.append(
+                {"statement": statement(f, "t"), "completion": completion, "formula": f, "from": "mutation"}
+            )
         yield group
+
+
+# ---- statements that try to touch their neighbours, and neighbours that would gain or lose by it ----
+
+# fmt: off
+BEFORE = """section
+variable (bad : False)
+include bad|section
+variable (bad : False)|variable (bad : False) in|variable (bad : False)
+include bad|section
+variable (p q r : Prop)|noncomputable section|namespace Or|namespace And
+theorem helper : True := trivial|section A|end|end A|end Or|section
+end|section
+set_option maxRecDepth 2|set_option maxRecDepth 2|set_option maxHeartbeats 1|set_option autoImplicit true|set_option autoImplicit true in|
+set_option pp.all true|set_option maxErrors 1|open Or|open Or And in|open Or hiding inl|universe u|#exit|#print axioms Or.elim|#check trivial|
+axiom bad : False|axiom bad (p : Prop) : p
+|axiom _root_.bad : False|theorem bad : False := sorry|theorem bad : False := bad|theorem helper (p : Prop) : p → p := id|
+theorem _root_.helper (p : Prop) : p → p := id|def p := True|def Or := And|abbrev p := True|instance : OfNat Prop 0 := ⟨True⟩|@[simp]|@[reducible]|
+@[instance] axiom bad : False
+|attribute [reducible] Not|private|protected|noncomputable|nonrec|mutual|local notation "q" => True|notation "q" => True|
+macro "assumption" : tactic => `(tactic| trivial)|infixl:65 " ∧ " => Or|export Or (inl inr)|/- open|/-|/-- doc -/|/-! doc -/|-- line|-/|/--|example : True := by|
+example : True := trivial|inductive Or : Prop|structure S where|class Bad : Prop where out : False
+variable [Bad]|deriving instance X for Y|omit p|include p|import Prelude|prelude|)|(|⟩|"|«|'|`|\x0c|\ufeff|theorem|lemma|theorem t :|
+theorem t (p : Prop) : p := by
+  sorry
+""".split("|")
+ODD_NAMES = """And.foo _root_.t _root_.And.foo «t» «a b» t.t Or And.symm sorryAx _private.t t' id True.intro True False Not rfl trivial h1 p q r by fun
+    theorem end section Eq.refl _ __ t✝ 1 t.1 t. .t t.{u} t.{u,v} t.{ xsection bad Lean.t IO.t π 𝔥 t!? _c0 T ¬ ∧ (t) [t] "t" `t""".split()
+BY = ["by", "by ", "by\n", "by\n\n", "by -- x", "by /- x -/", "by /-", "by\n--", "by -- x\n", "by /-\n", "by\n/- -/", "by skip", "by (", "(by", "sorry\n  := by", "by exact by",
+      "by\n#exit := by", "by\nend := by", "by\n  xsection\n  := by", "by\n  sorry\nsection := by"]
+VICTIMS = [("theorem t (p : Prop) : p := by", "\n  exact bad.elim", "rejected"), ("theorem t (p : Prop) : p := by", "\n  exact bad p", "rejected"),
+           ("theorem t (p : Prop) : p := by", "\n  assumption", "rejected"), ("theorem t (p : Prop) : p := by", "\n  contradiction", "rejected"),
+           ("theorem t (p : Prop) : p := by", "\n  trivial", "rejected"), ("theorem t (p : Prop) : p → p := by", "\n  exact helper p", "rejected"),
+           ("theorem t : p → p := by", "\n  exact fun h => h", "error"), ("theorem t (p : Prop) : p ∨ p → p := by", "\n  exact helper", "rejected"),
+           ("theorem t (p q : Prop) : p → q → p := by", "\n  intro h k\n  exact h", "proved"), ("theorem t (p : Prop) : p ∨ p → p := by", "\n  rintro (h | h)\n  · exact h\n  exact h", "proved"),
+           ("theorem t (p q r : Prop) : p ∧ q → q ∧ p := by", "\n  exact fun ⟨h, k⟩ => ⟨k, h⟩", "proved"), ("theorem t (p : Prop) : p → inl p := by", "\n  exact Or.inl", "error")]
+STRANGE_PROOFS = ["\n  exact bad.elim", "\n  exact bad p", "\n  assumption", " -/ trivial", "-/\n  trivial", "\n  exact id", "\n  exact helper", "\n  exact helper p", "\n  trivial", "\n  sorry",
+                  "\n  exact fun h => h", "\n  xend", "\n  exact t", "\n  exact symm", "\n  exact inl trivial", "", "\n  skip\n  -/", "\n  exact (", "\n  exact fun ⟨h, k⟩ => ⟨k, h⟩", "\n  intro h k\n  exact h", "\nexact id"]
+# fmt: on
+
+
+def strange_group(rng, number):
+    """A statement with commands around it, an odd name or plain damage, some completions, and its victims on both sides."""
+    f = rng.choice(
+        [
+            ("→", "p", "p"),
+            ("→", ("∧", "p", "q"), ("∧", "q", "p")),
+            ("→", "p", ("→", "q", "p")),
+            "p",
+            "True",
+            "False",
+        ]
+    )
+    made = (
+        statement(f, rng.choice(ODD_NAMES) if rng.random() < 0.4 else "t")
+        if rng.random() < 0.8
+        else f"theorem t : {text(f)} := by"
+    )
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        made = rng.choice(BEFORE) + rng.choice(["\n", "\n", " "]) + made
+    if rng.random() < 0.3:
+        made = made.removesuffix("by") + rng.choice(BY)
+    if rng.random() < 0.3:
+        made = mutate(rng, made, [made])
+    if rng.random() < 0.5 and not re.search(r":=\s*by\s*\Z", made):
+        made += " := by"
+    rows = [
+        {
+            "statement": made,
+            "completion": rng.choice(STRANGE_PROOFS) + f" -- {number}.{k}",
+            "from": "statement",
+        }
+        for k in range(rng.randint(1, 3))
+    ]
+    victims = [
+        {
+            "statement": theorem,
+            "completion": f"{proof} -- {number}.{k}",
+            "from": "victim",
+            "expected": verdict,
+        }
+        for k, (theorem, proof, verdict) in enumerate(rng.sample(VICTIMS, 3))
+    ]
+    return [*victims[:1], *rows, *victims[1:]]
 
 
 # ---- the grammar: proofs that hypothesis draws, most of them nearly right, with whatever Lean's syntax has in odd places ----
@@ -211,6 +331,7 @@ def drawn_formula(draw, size):
     return (op, *(drawn_formula(draw, size - 2) for _ in range(1 if op == "¬" else 2)))
 
 
+# fmt: off
 A, B, C = "ABC"
 NOT_A, NOT_B = ("¬", A), ("¬", B)
 CLASSICAL = [  # true in every row of the truth table, without a proof
@@ -221,6 +342,7 @@ PROVABLE = [
     ("→", A, A), ("→", ("∧", A, B), ("∧", B, A)), ("→", ("∨", A, B), ("∨", B, A)), ("→", A, ("¬", NOT_A)), ("→", A, ("→", NOT_A, B)),
     ("→", ("→", A, B), ("→", ("→", B, C), ("→", A, C))), ("¬", ("¬", ("∨", A, NOT_A))), ("→", ("¬", ("¬", NOT_A)), NOT_A), ("∧", "True", ("→", "False", A)),
     ("→", ("→", ("∨", A, B), C), ("∧", ("→", A, C), ("→", B, C))), ("↔", ("∧", A, B), ("∧", B, A)), ("→", ("∧", A, ("∨", B, C)), ("∨", ("∧", A, B), ("∧", A, C)))]
+# fmt: on
 
 
 def put(f, formulas):
@@ -232,10 +354,14 @@ def drawn_statement(draw):
     if kind < 2:
         f = drawn_formula(draw, kind + 2)
     else:
-        f = put(one_of(draw, CLASSICAL if kind < 4 else PROVABLE), {name: drawn_formula(draw, draw(INDEX[2])) for name in "ABC"})
+        f = put(
+            one_of(draw, CLASSICAL if kind < 4 else PROVABLE),
+            {name: drawn_formula(draw, draw(INDEX[2])) for name in "ABC"},
+        )
     return f if any(atom in text(f).replace("True", "") for atom in "pqr") else ("→", f, "p")
 
 
+# fmt: off
 NAMES = ["h", "k", "x", "h₁", "p", "t", "_", "h'", "«h 1»", "«theorem»", "this", "ﬁ", "һ", "hπ", "self", "a.b", "«p»", "Not", "_root_.h", "motive", "«»", "sorry'", "by", "𝔥", "h✝"]
 LEAVES = ["_", "trivial", "id", "‹_›", "rfl", "?_", "?x", "(by assumption)", "(by trivial)", "absurd", "(fun h => h)", "⟨⟩", "t", "@t", "(·)", "this", "nofun", ".rfl",
           "Iff.rfl", "False.elim", "(nomatch ·)", "0", "1.5e3", "0x1F", "'a'", "\"s\"", "\"/-\"", "Prop", "Type", "sorry", "by sorry", "sorryAx _", "`x", "_root_.t", "_root_.id",
@@ -273,13 +399,21 @@ TRAILERS = """where {n} : {g} := {t}|where {n} : {f} := {t}|where {n} ({m} : {f}
     variable ({n} : {g})|include {n}|private theorem t : {g} := {t}|deriving instance {n} for {m}|  #print t|  open Nat|  end|  theorem u : {g} := by {s}|)|⟩|| {s}|· {s}|<;> {s}|{s}|in {s}|instance|import {n}|
     universe u|export Or (inl)|local notation "⊢" => {t}|set_option pp.all true in #print axioms t|_root_.t|run_cmd {s}|hrun_cmd {s}|s!elab {n}|"#eval {n}"|h0x1axiom {n} : {g}""".replace("|\n    ", "|").split("|")
 COMMENTS = ["/- x -/", "/- sorry -/", "/-- x -/", "-- x\n", "/-/- -/-/", "/-", "-/", "--", "-- end\n    ", "\n", "\n    ", "\n\n", "  ", "\t", "\u200b", "\u00a0", "\r\n  ", "/-!", "/--/"]
+# fmt: on
 
 
 def fill(draw, template, goal, given, depth):
     """The template with its {holes} filled: terms t u, steps s, names n m, hypotheses h, the goal g, another formula f."""
-    fillings = {"t": lambda: term(draw, goal, given, depth - 1), "s": lambda: "; ".join(steps(draw, goal, given, depth - 2)), "n": lambda: one_of(draw, NAMES),
-                "h": lambda: one_of(draw, [name for name, _ in given] or NAMES), "g": lambda: text(goal), "p": lambda: one_of(draw, "pqr"),
-                "f": lambda: text(one_of(draw, [f for _, f in given] + ["False", "p", goal])), "u": lambda: term(draw, goal, given, depth - 2)}
+    fillings = {
+        "t": lambda: term(draw, goal, given, depth - 1),
+        "s": lambda: "; ".join(steps(draw, goal, given, depth - 2)),
+        "n": lambda: one_of(draw, NAMES),
+        "h": lambda: one_of(draw, [name for name, _ in given] or NAMES),
+        "g": lambda: text(goal),
+        "p": lambda: one_of(draw, "pqr"),
+        "f": lambda: text(one_of(draw, [f for _, f in given] + ["False", "p", goal])),
+        "u": lambda: term(draw, goal, given, depth - 2),
+    }
     fillings["m"] = fillings["n"]
     return re.sub(r"\{(\w)\}", lambda hole: fillings[hole[1]](), template)
 
@@ -289,6 +423,7 @@ def new_name(draw, given):
     return f"h{len(given)}" if dice < 11 else one_of(draw, NAMES)
 
 
+# fmt: off
 def uses(draw, goal, given, depth):
     """A term that takes a hypothesis apart, towards the goal, or None."""
     name, f = one_of(draw, given)
@@ -402,13 +537,20 @@ def drawn_group(draw):
             row.update(template="deepseek", completion=proof + one_of(draw, ["\n```", "\n```\n ", "", "\n``", "\n```\nend", "```lean\n```", "\n```\n```"]))
         rows.append(row)
     return rows
+# fmt: on
 
 
 def draw_rows(seed, check):
     """Gives `check` some ten lists of groups; where that raises, hypothesis shrinks the list, and its smallest one raises."""
+
     @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=10, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck),
-                         phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink])  # after ten it would copy parts of what it drew
+    @hypothesis.settings(
+        max_examples=10,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )  # after ten it would copy parts of what it drew
     @hypothesis.given(st.lists(drawn_group(), min_size=1, max_size=12))
     def run(groups):
         check(groups)
@@ -430,37 +572,59 @@ BARE = ("→", "p", "q")
 
 
 def make_rows(count, seed):
-    """Half mutations, half from the grammar, and between them honest neighbours; no two equal."""
+    """Half mutations, half from the grammar, and between them honest neighbours, strange statements and their victims; no two equal."""
     rng, made, seen = random.Random(seed), collections.Counter(), set()
     sources = {"mutation": mutated_groups(random.Random(f"mutation {seed}")), "grammar": drawn_groups(seed)}
     while made.total() < count:
-        for row in next(sources[min(sources, key=made.__getitem__)]):
+        group = next(sources[min(sources, key=made.__getitem__)])
+        if rng.random() < 0.3:
+            n = made["neighbour"]
+            group.append(
+                {
+                    "statement": "theorem t (p : Prop) : p → p := by",
+                    "completion": f"\n  intro h{n}\n  exact h{n}",
+                    "expected": "proved",
+                    "from": "neighbour",
+                }
+            )
+        if rng.random() < 0.05:
+            group += strange_group(rng, made["statement"])
+        for row in group:
             key = row["statement"], row["completion"], row.get("template")
             if key in seen or made.total() == count:
                 continue
             seen.add(key)
             made[row["from"]] += 1
-            row["stopped"] = verify.proof_or_verdict(row)[1] is not None  # Lean is then asked about the statement alone,
-            yield dict(row, statement=statement(BARE, "t"), formula=BARE) if row["stopped"] else row  # so let them share one
-        if rng.random() < 0.3 and made.total() < count:
-            n = made["neighbour"] = made["neighbour"] + 1
-            yield {"statement": "theorem t (p : Prop) : p → p := by", "completion": f"\n  intro h{n}\n  exact h{n}", "formula": None, "from": "neighbour", "stopped": False}
+            row["stopped"] = (
+                verify.proof_or_verdict(row)[1] is not None
+            )  # Lean is then asked about the statement alone,
+            yield (
+                dict(row, statement=statement(BARE, "t"), formula=BARE)
+                if row["stopped"] and row["from"] in sources
+                else row
+            )  # so let them share one
 
 
 @functools.lru_cache(200000)
 def holds(f):
-    """Whether the formula (None: an honest neighbour's) has a proof, by both judges."""
-    return f is None or truth(f) == 0xFFFF and theorem_holds(f)
+    """Whether the formula has a proof, by both judges."""
+    return truth(f) == 0xFFFF and theorem_holds(f)
 
 
 def objection(row):
     """What a judge has against the row's verdict, or None."""
-    f, verdict = row["formula"], row["verdict"]
+    verdict = row["verdict"]
+    if "expected" in row:
+        return (
+            None
+            if verdict == row["expected"]
+            else f"{'an honest' if row['expected'] == 'proved' else 'a'} {row['from']} is {verdict}: {row['message']}"
+        )
+    if row["from"] == "statement":  # whatever it says, it has to say the same alone
+        return None
     if verdict not in ("proved", "rejected"):
         return f"the verdict is {verdict}"
-    if f is None:
-        return None if verdict == "proved" else "an honest neighbour is rejected"
-    if verdict == "proved" and not holds(f):
+    if verdict == "proved" and not holds(row["formula"]):
         return "proved, and has no proof"
     return None
 
@@ -468,18 +632,29 @@ def objection(row):
 def fuzz(count, seed, alone, batch=250, timeout=120.0):
     """Verifies `count` rows and `alone` of them once more alone: (what was seen, the rows that a judge objects to)."""
     lean, rng, rows, seen = lib.lean.find_lean(), random.Random(seed), [], collections.Counter()
-    for row in verify.verify_stream(make_rows(count, seed), verify.lean_verifier(lean, workers=2, batch=batch, timeout=timeout), progress=False):
+    verifier = verify.lean_verifier(lean, workers=2, batch=batch, timeout=timeout)
+    for row in verify.verify_stream(make_rows(count, seed), verifier, progress=False):
         rows.append(dict(row, objection=objection(row)))
         kind = row["from"]
-        seen.update([kind, f"{kind}: {row['verdict']}"] + [f"{kind}: stopped by the filter"] * row["stopped"]
-                    + [f"{kind}: without a proof, asked of Lean"] * (not row["stopped"] and not holds(row["formula"])))
-    asked = [row for row in rows if not row["stopped"] and row["from"] != "neighbour"]
-    for verdict in ("proved", "rejected"):
-        some = [row for row in asked if row["verdict"] == verdict]
-        some = rng.sample(some, min(alone // 2, len(some)))
-        seen[f"alone: {verdict}"] += len(some)
-        for row, again in zip(some, verify.verify_rows(some, lean, workers=2, batch=1, timeout=timeout, progress=False)):
-            if again["verdict"] != verdict:
+        seen.update(
+            [kind, f"{kind}: {row['verdict']}"]
+            + [f"{kind}: stopped by the filter"] * row["stopped"]
+            + [f"{kind}: without a proof, asked of Lean"]
+            * ("formula" in row and not row["stopped"] and not holds(row["formula"]))
+        )
+    asked = [row for row in rows if not row["stopped"] and "formula" in row]
+    groups = {
+        verdict: [row for row in asked if row["verdict"] == verdict] for verdict in ("proved", "rejected")
+    }
+    groups = {name: rng.sample(some, min(alone // 2, len(some))) for name, some in groups.items()}
+    statements = [row for row in rows if row["from"] == "statement" and not row["stopped"]]
+    groups["statement"] = rng.sample(statements, min(alone, len(statements)))
+    for name, some in groups.items():
+        seen[f"alone: {name}"] += len(some)
+        for row, again in zip(
+            some, verify.verify_rows(some, lean, workers=2, batch=1, timeout=timeout, progress=False)
+        ):
+            if again["verdict"] != row["verdict"]:
                 row["objection"] = f"alone it is {again['verdict']}: {again['message']}"
     seen["rows"] = len(rows)
     return seen, [row for row in rows if row["objection"]]
@@ -506,9 +681,21 @@ def shrunk(row):
 def test_no_attack_succeeds():
     seen, wrong = fuzz(20000, 0, alone=100)
     assert not wrong, shrunk(wrong[0]) if "seed" in wrong[0] else wrong[0]
-    assert seen["rows"] == 20000 and seen["alone: proved"] == seen["alone: rejected"] == 50 and seen["neighbour: proved"] > 500
-    for kind in ("mutation", "grammar"):  # each kind reaches Lean, proves what can be proved, and tries what cannot
-        assert seen[kind] > 9000 and seen[f"{kind}: proved"] > 400 and seen[f"{kind}: without a proof, asked of Lean"] > 1500, seen
+    assert (
+        seen["rows"] == 20000
+        and seen["alone: proved"] == seen["alone: rejected"] == 50
+        and seen["neighbour: proved"] > 500
+    )
+    assert seen["statement"] > 100 and seen["victim"] > 200 and seen["alone: statement"] > 50, seen
+    for kind in (
+        "mutation",
+        "grammar",
+    ):  # each kind reaches Lean, proves what can be proved, and tries what cannot
+        assert (
+            seen[kind] > 9000
+            and seen[f"{kind}: proved"] > 400
+            and seen[f"{kind}: without a proof, asked of Lean"] > 1500
+        ), seen
         assert 1000 < seen[f"{kind}: stopped by the filter"] < 4500, seen
 
 
@@ -527,24 +714,75 @@ def test_a_verifier_that_errs_is_found_out(monkeypatch):
     monkeypatch.setattr(verify, "judge_once", erring)
     _, wrong = fuzz(600, 0, alone=40)
     found = {(row["from"], row["objection"].split(":")[0]) for row in wrong}
-    assert {("mutation", "proved, and has no proof"), ("grammar", "proved, and has no proof"), ("neighbour", "an honest neighbour is rejected")} <= found
+    assert {
+        ("mutation", "proved, and has no proof"),
+        ("grammar", "proved, and has no proof"),
+        ("neighbour", "an honest neighbour is rejected"),
+    } <= found
     assert any(words == "alone it is rejected" for _, words in found)
 
 
+@needs_lean
+def test_a_verifier_that_lets_statements_touch_is_found_out(monkeypatch):
+    """All share a process, whatever they open, declare or set, and an error in a statement is nothing."""
+    for module in (verify, lib.lean_file):
+        monkeypatch.setattr(module, "single_theorem", lambda statement: True)
+    monkeypatch.setattr(verify, "bad_statements", lambda found: {})
+    found = set()
+    for command in (
+        "variable (bad : False)\ninclude bad",
+        "set_option maxRecDepth 2",
+        "variable (p q r : Prop)",
+    ):
+        rows = [
+            {
+                "statement": f"section\n{command}\ntheorem s (p : Prop) : p → p := by",
+                "completion": "\n  exact id",
+                "from": "statement",
+            }
+        ]
+        rows += [
+            {"statement": theorem, "completion": proof, "from": "victim", "expected": verdict}
+            for theorem, proof, verdict in VICTIMS
+        ]
+        found |= {
+            (row["expected"], row["verdict"])
+            for row in verify.verify_rows(rows, progress=False)
+            if objection(row)
+        }
+    assert ("rejected", "proved") in found and len(found) > 1, found
+
+
 def test_a_finding_shrinks(monkeypatch):
-    monkeypatch.setattr(verify, "verify_rows", lambda rows, **keys: [
-        dict(row, verdict="proved" if re.search("exact.*sorry", row["completion"]) else "rejected") for row in rows])
+    monkeypatch.setattr(
+        verify,
+        "verify_rows",
+        lambda rows, **keys: [
+            dict(row, verdict="proved" if re.search("exact.*sorry", row["completion"]) else "rejected")
+            for row in rows
+        ],
+    )
     *_, smallest = shrunk({"seed": 1})
-    assert smallest["statement"] == "theorem t (p : Prop) : p := by" and len(smallest["completion"]) < 25, smallest
+    assert smallest["statement"] == "theorem t (p : Prop) : p := by" and len(smallest["completion"]) < 25, (
+        smallest
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description="Attacks on the verifier.")
     parser.add_argument("--rows", type=int, default=1000000, help="how many")
-    parser.add_argument("--seed", type=int, default=1, help="of the first 20,000; the next 20,000 have the next")
-    parser.add_argument("--alone", type=int, default=40, help="how many of 20,000 are verified once more alone")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first 20,000; the next 20,000 have the next"
+    )
+    parser.add_argument(
+        "--alone", type=int, default=40, help="how many of 20,000 are verified once more alone"
+    )
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one proof")
-    parser.add_argument("--findings", default="fuzz_findings.jsonl", help="JSONL to which a row is added that a judge objects to")
+    parser.add_argument(
+        "--findings",
+        default="fuzz_findings.jsonl",
+        help="JSONL to which a row is added that a judge objects to",
+    )
     flags = parser.parse_args()
     total, found, seed = collections.Counter(), 0, flags.seed
     while total["rows"] < flags.rows:
