@@ -219,7 +219,7 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -
 NOTHING = Prover(None, None, [], None), [], [], {}, (None, None)  # what other ranks than 0 prepare
 
 
-def parse_args() -> Namespace:
+def parse_args(words: list[str] | None = None) -> Namespace:
     parser = flags("GRPO for a Lean prover, with the unlikeliness reward.")
     positive, count, rate = number(float, 0, exclusive=True), number(int, 1), number(float, 0, high=1)
     held_out = os.path.join(os.path.dirname(os.path.abspath(__file__)), "toy", "val.jsonl")
@@ -244,7 +244,7 @@ def parse_args() -> Namespace:
     add("--eval-every", type=number(int, 0), default=0, help="steps; 0: only before and after")
     run.add_flags(parser)
     build.add_flags(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     sample.settle_flags(args)
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
