@@ -95,7 +95,8 @@ The right half says by what factor one update on this group multiplies each prob
 rate {lr:g}). In the first epoch the ratio is 1 and nothing is clipped. The second epoch goes over the same
 completions again; with the unlikeliness reward it finds {past_the_clip:.0%} of the tokens past the clip,
 where they get no more gradient. Equal completions share their rank and advantage, and a wrong one keeps
-r = 0. Had all {G} been correct, the group filter would have dropped the group before the reward could rank them.
+r = 0. Had all {G} been correct, the group filter would have dropped the group before the reward could rank
+them.
 """
 
 
