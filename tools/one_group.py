@@ -114,7 +114,8 @@ def main() -> None:
     sampled = sample.sample_rows(model, tokenizer, problems, G, args, seed=own.seed, progress=False)
     rows = sorted(verify.verify_rows(list(sampled), progress=False), key=lambda row: -sum(row["logprobs"]))
     results = [[train_on(rows, beta, epochs, words) for epochs in (1, 2)] for beta in (0.0, BETA)]
-    print(page(problems[0]["statement"], *results, args.kl, args.lr), end="")
+    grpo, unlikely = results
+    print(page(problems[0]["statement"], grpo, unlikely, args.kl, args.lr), end="")
 
 
 if __name__ == "__main__":
