@@ -233,7 +233,8 @@ def draw_map(args: Namespace) -> None:
         for i, j in np.ndindex(lead.shape):
             weight = "bold" if (habits[j], skills[i]) == mark else "normal"
             words = f"{lead[i, j]:+.1f}\n({reward[i, j]:+.1f})"
-            ax.text(j, i, words, ha="center", va="center", fontsize=8, weight=weight)
+            ink = "white" if abs(lead[i, j]) > 12 else "black"
+            ax.text(j, i, words, ha="center", va="center", fontsize=8, weight=weight, color=ink)
         ax.grid(False)
         ax.set_xticks(range(len(habits)), habits)
         ax.set_yticks(range(len(skills)), skills)
