@@ -103,6 +103,7 @@ def test_the_numbers_of_the_synthetic_setting_are_those_of_its_file():
     three = r"([-+]?[\d.]+)(?: points)? \[([-+]?[\d.]+), ([-+]?[\d.]+)\]"
     told(rf"fewer at 512 tries \({three}", "GRPO-Default")
     told(rf"every number of tries \({three}", "GRPO-Unlikeliness-2")
+    told(rf"the reward adds {three}", "GRPO-Unlikeliness-2 minus GRPO-Epochs-2")
     told(rf"F-GRPO with two epochs {three}", "f-grpo, 2 epochs")
     told(rf"pass@8 as the reward {three}", "pass-at-k")
     told(rf"W-REINFORCE with two epochs {three}", "w-reinforce, 2 epochs")
