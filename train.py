@@ -216,7 +216,7 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -
 # Setting up
 
 
-NOTHING = Prover(None, None, [], None), [], [], {}, (None, None)  # what other ranks than 0 prepare
+NOTHING: Any = Prover(None, None, [], None), [], [], {}, (None, None)  # what other ranks than 0 prepare
 
 
 def parse_args(words: list[str] | None = None) -> Namespace:
@@ -256,9 +256,11 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tupl
 
     Returns (prover, problems, held-out problems, what args.json is to hold, (checkpoint to continue,
     tokens of the longest prompt and completion))."""
-    problems, held_out, verifier = [], [], None
-    if not args.advantages:
-        lean = ":" not in args.verifier
+    held_out, verifier = [], None
+    if args.advantages:
+        problems = run.read_advantages(args)  # its rows take the place of a step's
+    else:
+        lean = verify.asks_lean(args)
         problems = sample.read_problems(args.problems, lean=lean)
         if args.eval_samples:
             held_out = sample.read_problems(args.eval_problems, lean=lean)
@@ -269,8 +271,11 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tupl
     use_vllm = args.engine == "vllm" and not args.advantages
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
-    prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
-    longest = max((len(prompt) + args.max_new_tokens for prompt in prompts), default=None)
+    if args.advantages:
+        longest = run.check_tokens(problems, args, model)
+    else:
+        prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
+        longest = max(len(prompt) + args.max_new_tokens for prompt in prompts)
     return Prover(model, tokenizer, engines, verifier), problems, held_out, record, (checkpoint, longest)
 
 
@@ -278,9 +283,7 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tupl
 
 
 def main() -> None:
-    broadcast = (
-        ranks.start_ranks()
-    )  # under torchrun, rank 0 samples, verifies, writes and prints; all ranks update
+    broadcast = ranks.start_ranks()  # rank 0 samples, verifies, writes and prints; all ranks update
     on_rank_0 = ranks.ranks()[0] == 0
     args = broadcast(parse_args() if on_rank_0 else None)
     prover, problems, held_out, record, start_from = prepare(args) if on_rank_0 else NOTHING
@@ -298,7 +301,7 @@ def main() -> None:
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):
         if on_rank_0:
             if args.advantages:
-                rows, seconds = run.read_advantages(args, prover.model), {}
+                rows, seconds = problems, {}
             else:
                 rows, seconds = collect_step(prover, problems, step, args)
             buffer += [row for row in rows if row["advantage"] is not None]

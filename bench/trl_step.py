@@ -71,6 +71,7 @@ def ours(args):
         dtype="float32",
         grad_clip=1.0,
         grad_skip=1e9,
+        reference_device="device",
     )
     for step, _ in enumerate(sys.stdin):
         clock.lap(None)

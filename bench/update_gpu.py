@@ -61,7 +61,7 @@ def build(args, layers):
         max_position_embeddings=4096,
         tie_word_embeddings=False,
     )
-    sharded = train.dist.is_initialized()
+    sharded = torch.distributed.is_initialized()
     with torch.device("cpu" if sharded else args.device):
         model = LlamaForCausalLM(config).eval()
     if args.gradient_checkpointing:
@@ -182,15 +182,15 @@ def main():
             f"  peak memory           {torch.cuda.max_memory_allocated() / 2**30:7.1f} GiB allocated, "
             f"{torch.cuda.max_memory_reserved() / 2**30:.1f} GiB reserved"
         )
-    if count == 1 and not train.dist.is_initialized():
+    if count == 1 and not torch.distributed.is_initialized():
         del optimizer
         model = model.to(getattr(torch, args.dtype))
         for weight in model.parameters():
             weight.grad = None
         speed = bench_sampler(model, args)
         print(f"sampler: {speed:.0f} tokens/s, {args.samples} at a time")
-    if train.dist.is_initialized():
-        train.dist.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

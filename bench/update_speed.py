@@ -96,6 +96,7 @@ def main():
             dtype="float32",
             grad_clip=1.0,
             grad_skip=1e9,
+            reference_device="device",
         )
         speeds, rates, ratios = [], [], []
         for step in range(args.rounds + 1):

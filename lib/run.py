@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from lib.cli import cause, fail, number
 from lib.jsonl import cannot_write, read_verified
-from lib.model import position_limit, save_tokenizer, vocabulary_size
+from lib.model import save_tokenizer, vocabulary_size
 from lib.ranks import full_state, ranks
 
 FORMAT = 2  # of args.json and trainer.pt
@@ -309,21 +309,19 @@ def load_if_complete(path: str, count: int, key: str) -> list[dict] | None:
     return None
 
 
-def read_advantages(args: argparse.Namespace, model: Any) -> list[dict]:
-    """The rows of --advantages, which take the place of a step's."""
+def read_advantages(args: argparse.Namespace) -> list[dict]:
+    """The rows of --advantages."""
     keys = ("prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason", "advantage")
     rows = list(read_verified(args.advantages, *keys))
     if all(row["advantage"] is None for row in rows):
         fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
-    longest, limit = (
-        max(len(row["prompt_ids"] + row["completion_ids"]) for row in rows),
-        position_limit(model.config),
-    )
-    if limit and longest > limit:
-        fail(
-            f"{args.advantages} has a text of {longest} tokens, {args.model} takes {limit}; leave longer ones out"
-        )
-    largest = max(max(row["prompt_ids"] + row["completion_ids"]) for row in rows)
+    return rows
+
+
+def check_tokens(rows: list[dict], args: argparse.Namespace, model: Any) -> int:
+    """The tokens of the longest row; ends the program if the model does not know them all."""
+    texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
+    largest = max(map(max, texts))
     if largest >= vocabulary_size(model.config):
         fail(f"{args.advantages} has a token {largest}, unknown to {args.model}; give the right --model")
-    return rows
+    return max(map(len, texts))
