@@ -37,7 +37,7 @@ from lib import build, ranks, run
 from lib.cli import fail, flags, number
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
-from lib.metrics import start_report, step_metrics
+from lib.metrics import open_tracker, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
 EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an evaluation
@@ -246,6 +246,9 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     build.add_flags(parser)
     args = parser.parse_args(words)
     sample.settle_flags(args)
+    no_shaping = vars(advantage.options()).items() <= vars(args).items()
+    if args.advantages and not (args.out and no_shaping):
+        fail("--advantages needs --out; --unlikeliness, --estimator and their like are advantage.py's then")
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
     return args
@@ -294,8 +297,9 @@ def main() -> None:
     if first > last:
         fail(f"{args.out} already has {first} steps; give --steps {first} or more")
     if on_rank_0:
+        log = open_tracker(args, record["run_id"])
         write_jsonl(f"{args.out}/args.json", [record])
-        report = start_report(args, record["run_id"], first)
+        report = start_report(args, log, first)
         evaluate(prover, held_out, first, args)
 
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):

@@ -85,8 +85,8 @@ def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None
     return lambda row: None
 
 
-def start_report(args: argparse.Namespace, run_id: str, steps: int) -> Callable[[dict], None]:
-    """A function that records the metrics of a step: metrics.jsonl, --tracker, a line, warnings.
+def start_report(args: argparse.Namespace, log: Callable[[dict], None], steps: int) -> Callable[[dict], None]:
+    """A function that records the metrics of a step: metrics.jsonl, log (--tracker), a line, warnings.
 
     Cuts metrics.jsonl back to the steps of the checkpoint, since later ones are made again."""
     path, lines, history = f"{args.out}/metrics.jsonl", [], []
@@ -100,7 +100,6 @@ def start_report(args: argparse.Namespace, run_id: str, steps: int) -> Callable[
     with open(f"{path}.part", "w", encoding="utf-8") as file:
         file.writelines(lines)
     os.replace(f"{path}.part", path)
-    log = open_tracker(args, run_id)
 
     def report(metrics: dict) -> None:
         row = {}

@@ -170,7 +170,7 @@ def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
         old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is damaged or of an older version and cannot be resumed; use another --out")
     for name, value in vars(args).items():
         flag = name.replace("_", "-")
