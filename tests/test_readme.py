@@ -10,7 +10,14 @@ import pytest
 from lib.metrics import OF_THE_UPDATE, step_metrics
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PAGES = ["README.md", "PROBLEMS.md", "CHANGELOG.md", *sorted(glob.glob("docs/*.md", root_dir=ROOT))]
+PAGES = [
+    "README.md",
+    "PROBLEMS.md",
+    "CHANGELOG.md",
+    "bench/README.md",
+    "results/README.md",
+    *sorted(glob.glob("docs/*.md", root_dir=ROOT)),
+]
 OTHERS = {  # flags of other programs, flags that are gone, and one that docs/fork.md adds
     *"--check --no-deps --index-url --depth --branch --local-dir --repo-type --nproc-per-node --version".split(),
     *"--self-test --batch --ties --share-copies".split(),
