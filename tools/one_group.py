@@ -33,9 +33,8 @@ def train_on(
     rows = add_advantages(rows, args)
     if rows[0]["advantage"] is None:
         fail(f"all {G} rewards of this group are equal, so it is dropped; choose another --problem or --seed")
-    model, reference, optimizer = build.build(
-        args, None, build.load_sampler(args, args.model, weights=True)[0]
-    )
+    sampler, _ = build.load_sampler(args, args.model, weights=True)
+    model, reference, optimizer = build.build(args, None, sampler, longest=None)
     before = completion_logprobs(model, rows)
     metrics = train.update(model, reference, optimizer, rows, args, step=0)
     gained = [float(new.sum() - old.sum()) for new, old in zip(completion_logprobs(model, rows), before)]
