@@ -85,7 +85,7 @@ def judge_batch(
                 verdicts[key] = stated
             elif key not in verdicts:
                 verdicts |= judge_in_turn([key], lean, timeout, stop)
-    return verdicts
+    return {key: verdicts[key] for key in batch if key in verdicts}
 
 
 def judge_in_turn(
