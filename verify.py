@@ -1,14 +1,14 @@
-"""Is each completion a proof? Lean 4 itself decides: one process for a batch of completions, no REPL, no state.
+"""Is each completion a proof? Lean 4 itself decides: one process for a batch, no REPL, no state.
 
-    python verify.py samples.jsonl --out verified.jsonl                      # Lean from the wheel
-    python verify.py samples.jsonl --out verified.jsonl --follow             # while sample.py is still writing
-    python verify.py ... --lean "lake env lean" --project DIR --workers 32   # a toolchain with Mathlib
-    python verify.py ... --verifier my_task:judge                            # rewards from a Python function
+    python verify.py samples.jsonl --out verified.jsonl                     # Lean from the wheel
+    python verify.py samples.jsonl --out verified.jsonl --follow            # while sample.py is still writing
+    python verify.py ... --lean "lake env lean" --project DIR --workers 32  # a toolchain with Mathlib
+    python verify.py ... --verifier my_task:judge                           # rewards from a Python function
 
-Reads: statement (ends with `:= by`), completion and, if there, header (the file's first lines, default Mathlib's;
-       the wheel has its own), finish_reason ("length": truncated, so wrong), template ("deepseek": must close its
+Reads: statement (ends with `:= by`), completion and, if there, header (first lines, default Mathlib's; the
+       wheel has its own), finish_reason ("length": truncated, so wrong), template ("deepseek": must close its
        ``` fence). What precedes a fence is the proof; text after it makes the completion wrong.
-Adds:  verdict   "proved", "rejected", "timeout", or "error": not the proof's fault, but the problem's or the machine's
+Adds:  verdict   "proved", "rejected", "timeout", or "error": the fault is the problem's or the machine's
        reward    1.0 for proved, 0.0 for rejected and timeout, null for error
        message   why not, in Lean's words where they are Lean's
        seconds   its share of the Lean process that decided
@@ -16,13 +16,12 @@ Adds:  verdict   "proved", "rejected", "timeout", or "error": not the proof's fa
 Lean's kernel and its list of axioms are trusted. A lexical filter stops what they cannot see (lib/lexer.py).
 A run that was stopped is continued by the same command.
 
-MODULE:FUNCTION judges other tasks, whatever the statements are: it gets a list of rows and returns a reward for
-each, a finite number or None. The verdict is then "scored", or "error" for None; no Lean is looked for.
+MODULE:FUNCTION judges any other task: it gets a list of rows and returns a reward for each, a finite number
+or None. The verdict is then "scored", or "error" for None; no Lean is looked for.
 """
 
 import argparse
 import collections
-import itertools
 import os
 import re
 import sys
@@ -33,22 +32,22 @@ from typing import Any
 from lib import dojo
 from lib.cli import fail, flags, number, printable
 from lib.jsonl import check_out, numbered_rows, read_jsonl, resume_jsonl
-from lib.lean import KILLED, Lean, find_lean
-from lib.lean_file import GAP, Findings, gap, run_batch
+from lib.lean import KILLED, Lean, find_lean, header_of
+from lib.lean_file import GAP, Findings, bad_statements, gap, run_batch
 from lib.lexer import forbidden, single_theorem, theorem_name
-from lib.stream import Verifier, follow, python_verifier, verify_stream
+from lib.stream import ADDED, Verifier, follow, python_verifier, verify_stream
 from lib.verdicts import Key, Verdict, cached
 
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
 REWARD = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
 
-Batch = tuple[
-    list[Key], bool
-]  # keys (header, statement, proof) for one process, and whether it is their first
+Stop = threading.Event | None
+Verdicts = dict[Key, Verdict]  # (header, statement, proof): (verdict, message, seconds)
+Again = list[tuple[list[Key], bool]]  # batches to judge again, each with: is it the first try?
 
 
 def proof_or_verdict(row: dict) -> tuple[str, tuple[str, str] | None]:
-    """(proof, None), or (proof, (verdict, message)) if Lean need not be asked: statement, fence rule, filter."""
+    """(proof, None), or (proof, (verdict, message)) by the statement, the fence rule or the filter."""
     proof, fence, after = row["completion"].partition("```")
     try:
         theorem_name(row["statement"])
@@ -67,33 +66,26 @@ def proof_or_verdict(row: dict) -> tuple[str, tuple[str, str] | None]:
     return proof, None
 
 
-def judge_batch(
-    batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None = None
-) -> dict[Key, Verdict]:
-    """{key: (verdict, message, seconds)} for keys with one header.
+def judge_batch(batch: list[Key], lean: Lean, timeout: float, stop: Stop = None) -> Verdicts:
+    """The verdicts on keys with one header.
 
-    Plain theorems share a process. Any other statement may open a scope, declare, set an option or exit. It gets
-    a process of its own, and so does each of its candidates."""
+    Plain theorems share a process. Any other statement may open a scope, declare, set an option or exit: it
+    gets a process of its own, and so does each of its candidates."""
     shared = [key for key in batch if single_theorem(key[1])]
     verdicts = judge_in_turn(shared, lean, timeout, stop) if shared else {}
     for key in batch:
         if not single_theorem(key[1]):
             if gap(key) not in verdicts:
                 verdicts |= judge_in_turn([gap(key)], lean, timeout, stop)
-            stated = verdicts.get(gap(key))
-            if stated and stated[0] == "error":
-                verdicts[key] = stated
-            elif key not in verdicts:
-                verdicts |= judge_in_turn([key], lean, timeout, stop)
+            bad = gap(key) in verdicts and verdicts[gap(key)][0] == "error"
+            verdicts |= {key: verdicts[gap(key)]} if bad else judge_in_turn([key], lean, timeout, stop)
     return {key: verdicts[key] for key in batch if key in verdicts}
 
 
-def judge_in_turn(
-    batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None
-) -> dict[Key, Verdict]:
+def judge_in_turn(batch: list[Key], lean: Lean, timeout: float, stop: Stop) -> Verdicts:
     """Judges a batch in one process, then again in others what that leaves in doubt."""
-    verdicts: dict[Key, Verdict] = {}
-    to_do: list[Batch] = [(batch, True)]
+    verdicts: Verdicts = {}
+    to_do = [(batch, True)]
     while to_do and not (stop and stop.is_set()):
         decided, again = judge_once(*to_do.pop(), lean, timeout, stop)
         verdicts |= decided
@@ -102,9 +94,9 @@ def judge_in_turn(
 
 
 def judge_once(
-    batch: list[Key], first_try: bool, lean: Lean, timeout: float, stop: threading.Event | None
-) -> tuple[dict[Key, Verdict], list[Batch]]:
-    """One Lean process for a batch: (verdicts, batches to judge again)."""
+    batch: list[Key], first_try: bool, lean: Lean, timeout: float, stop: Stop
+) -> tuple[Verdicts, Again]:
+    """One Lean process for a batch: the file, Lean's findings, the decision."""
     found = run_batch(batch, lean, timeout, stop)
     if found.errors[0]:
         return judge_misplaced(batch, first_try, found.errors[0][0], lean, timeout, stop)
@@ -112,10 +104,11 @@ def judge_once(
 
 
 def judge_misplaced(
-    batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float, stop: threading.Event | None
-) -> tuple[dict[Key, Verdict], list[Batch]]:
-    """As judge_once, for an error in the header. If a `sorry` behind it has that error too, the header is bad. Else
-    it is a proof's, which Lean cannot place (`apply Or.inl`, new line, `.2.elim`), and halving finds it."""
+    batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float, stop: Stop
+) -> tuple[Verdicts, Again]:
+    """As judge_once, for an error in the header: it is bad if a `sorry` behind it has that error too.
+
+    Else a proof's error is there, since Lean cannot place it (`apply Or.inl`, new line, `.2.elim`)."""
     alone = gap(batch[0])
     probe = {} if batch == [alone] else judge_once([alone], first_try, lean, timeout, stop)[0]
     if batch == [alone] or alone in probe and probe[alone][1].startswith("bad header"):
@@ -125,24 +118,11 @@ def judge_misplaced(
     return {}, [(batch[: len(batch) // 2], first_try), (batch[len(batch) // 2 :], first_try)]
 
 
-def bad_statements(found: Findings) -> dict[str, str]:
-    """{statement: what is wrong with it}: an error in the region where it stands with `sorry`."""
-    bad = {}
-    for place, (_, statement, proof) in enumerate(found.keys, 1):
-        if proof == GAP and place < found.ended and not found.lost:
-            if found.errors[place] or found.axioms[place] is None:
-                reason = found.errors[place][0] if found.errors[place] else "Lean does not accept it"
-                bad[statement] = f"bad statement: {reason}"
-    return bad
-
-
-def decide(
-    batch: list[Key], first_try: bool, found: Findings, timeout: float
-) -> tuple[dict[Key, Verdict], list[Batch]]:
-    """(verdicts, batches to judge again). The first rule that fits a candidate decides:
+def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -> tuple[Verdicts, Again]:
+    """The first rule that fits a candidate decides:
 
     1. its statement has an error          error; but a batch of several statements is first split by them
-    2. Lean ended before or in it          the header or statement is at fault: once more, then error
+    2. Lean ended before or in that        the header or the statement is at fault: once more, then error
     3. Lean ran out of time in the proof   timeout
     4. Lean crashed in the proof           once more, alone; then rejected, or error if the machine killed it
     5. Lean ended before the proof         again, without the one where it ended
@@ -156,39 +136,35 @@ def decide(
         parts.append([key for key in batch if key[1] not in bad])
         return {}, [(part, first_try) for part in parts if part]
     places = {key: place for place, key in enumerate(found.keys, 1)}
-    verdicts: dict[Key, Verdict] = {}
+    verdicts: Verdicts = {}
     alone, once_more, after = [], [], []
     for key in batch:
         place, stated = places[key], places.get(gap(key), 0)
-        errors, axioms = found.errors[place], found.axioms[place]
+        errors, axioms, seconds = found.errors[place], found.axioms[place], found.seconds
         undisturbed = place - 1 in found.reached  # else what stands before may have swallowed a part of it
         if key[1] in bad:  # rule 1
-            verdicts[key] = "error", bad[key[1]], found.seconds
-        elif found.ended in (0, stated):  # rule 2
-            if first_try and found.trouble != "timeout":
-                once_more.append(key)
-            else:
-                verdicts[key] = (
-                    "error",
-                    f"bad {'statement' if stated else 'header'}: {found.trouble}",
-                    found.seconds,
-                )
+            verdicts[key] = "error", bad[key[1]], seconds
+        elif found.ended in (0, stated) and first_try and found.trouble != "timeout":  # rule 2
+            once_more.append(key)
+        elif found.ended in (0, stated):
+            what = "statement" if found.ended else "header"
+            verdicts[key] = "error", f"bad {what}: {found.trouble}", seconds
         elif place == found.ended and found.trouble == "timeout":  # rule 3
             verdicts[key] = "timeout", "timeout", timeout
         elif place == found.ended and (first_try or len(batch) > 1):  # rule 4
             once_more.append(key)
         elif place == found.ended:
-            killed = f"{found.trouble}".startswith(KILLED)
-            verdicts[key] = "error" if killed else "rejected", f"crash: {found.trouble}", found.seconds
+            verdict = "error" if f"{found.trouble}".startswith(KILLED) else "rejected"
+            verdicts[key] = verdict, f"crash: {found.trouble}", seconds
         elif place > found.ended or found.lost:  # rule 5
             after.append(key)
         elif undisturbed and not errors and axioms is not None and axioms <= AXIOMS:  # rule 6
-            verdicts[key] = "proved", "", found.seconds
+            verdicts[key] = "proved", "", seconds
         elif len(batch) > 1 and key[2] != GAP and not (undisturbed and errors):  # rule 7
             alone.append(key)
         else:  # rule 8
             extra = ", ".join(sorted((axioms or set()) - AXIOMS)) or "none: no theorem was added"
-            verdicts[key] = "rejected", errors[0] if errors else f"axioms: {extra}", found.seconds
+            verdicts[key] = "rejected", errors[0] if errors else f"axioms: {extra}", seconds
     again = [([key], first_try) for key in alone]
     return verdicts, again + [(keys, first) for keys, first in ((once_more, False), (after, True)) if keys]
 
@@ -202,26 +178,21 @@ def lean_verifier(
     """The verifier of Lean proofs. judge: judge_batch, or what stands in its place."""
 
     def row_key(row):
-        header = lean.header if lean.fixed else row.get("header", lean.header)
-        return header, row["statement"], row["completion"], row.get("finish_reason"), row.get("template")
+        flags = row.get("finish_reason"), row.get("template")
+        return header_of(row, lean), row["statement"], row["completion"], *flags
 
     def judge_rows(rows, stop):
-        asked, early = [], []
-        for row in rows:
-            proof, verdict = proof_or_verdict(row)
-            asked.append(
-                (*row_key(row)[:2], GAP if verdict else proof)
-            )  # a bad statement has no wrong proofs
-            early.append(verdict)
-        batch = dict.fromkeys(key for key, known in zip(asked, early) if not known or known[0] != "error")
-        judged = judge(list(batch), lean, timeout, stop) if batch else {}
+        early = [proof_or_verdict(row) for row in rows]
+        # Lean sees the statement even if the filter stops the proof: a bad statement has no wrong proofs.
+        keys = [(*row_key(row)[:2], GAP if known else proof) for row, (proof, known) in zip(rows, early)]
+        asked = dict.fromkeys(key for key, (_, known) in zip(keys, early) if not known or known[0] != "error")
+        judged = judge(list(asked), lean, timeout, stop) if asked else {}
         added = []
-        for key, known in zip(asked, early):
+        for key, (_, known) in zip(keys, early):
             verdict, message, seconds = judged.get(key, ("error", "", 0.0))
             if known and not message.startswith("bad "):
                 (verdict, message), seconds = known, 0.0
-            values = verdict, REWARD[verdict], message[:300], round(seconds, 4)
-            added.append(dict(zip(("verdict", "reward", "message", "seconds"), values)))
+            added.append(dict(zip(ADDED, (verdict, REWARD[verdict], message[:300], round(seconds, 4)))))
         return added
 
     return Verifier(judge_rows, row_key, workers, 1 if lean.blind else batch)
@@ -230,7 +201,7 @@ def lean_verifier(
 def verify_rows(
     rows: list[dict], lean: Lean | str = "auto", progress: bool = True, **options: Any
 ) -> list[dict]:
-    """verify_stream for a list of rows. lean: the text of --lean, or a Lean; options: those of lean_verifier."""
+    """verify_stream for a list of rows. lean: a Lean, or the text of --lean; options: see lean_verifier."""
     verifier = lean_verifier(find_lean(lean) if isinstance(lean, str) else lean, **options)
     return list(verify_stream(rows, verifier, progress, len(rows)))
 
@@ -255,7 +226,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def asks_lean(args: argparse.Namespace) -> bool:
-    """Whether statements are Lean theorems: not with a Python function for a verifier."""
+    """Whether statements are Lean theorems: not if the verifier is a Python function."""
     return args.verifier in ("lean", "lean-dojo")
 
 
@@ -265,26 +236,21 @@ def start_verifier(args: argparse.Namespace, problems: Iterable[dict]) -> Verifi
         return python_verifier(args.verifier, args.verify_batch)
     if args.verifier == "lean-dojo":
         dojo.check_dojo(args.project or ".")
-    if args.verdicts:
-        cached(args.verdicts, judge_batch)  # fails at once if the file holds something else
-    lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
-    problems = iter(problems)
-    first = next(problems, {})
-    if lean.fixed and "header" in first:
-        print("warning: the wheel's Lean puts its own header in the place of the rows'", file=sys.stderr)
     judge = judge_batch
+    if args.verdicts:
+        cached(args.verdicts, judge)  # fails at once if the file holds something else
+    lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.verifier == "lean-dojo":
-        rows = itertools.chain([first], problems)
-        statements = [
-            (lean.header if lean.fixed else row.get("header", lean.header), row["statement"]) for row in rows
-        ]
+        statements = [(header_of(row, lean), row["statement"]) for row in problems]
         judge = dojo.dojo_judge(statements, lean, judge_batch, args.timeout, args.workers)
+    elif lean.fixed and "header" in next(iter(problems), {}):
+        print("warning: the wheel's Lean puts its own header in the place of the rows'", file=sys.stderr)
     judge = cached(args.verdicts, judge) if args.verdicts else judge
     return lean_verifier(lean, judge, args.workers, args.verify_batch, args.timeout)
 
 
 def samples(args: argparse.Namespace) -> Iterator[Any]:
-    """sample.py's rows, and None while --follow waits for more; ends the program if one cannot be verified."""
+    """sample.py's rows, and None while --follow waits; ends the program if one cannot be verified."""
     lines, where = follow(args.rows) if args.follow else None, None
     for where, row in numbered_rows(args.rows, "statement", "completion", optional=["header"], lines=lines):
         if row and asks_lean(args) and not re.search(r":=\s*by\s*\Z", row["statement"]):
@@ -296,13 +262,10 @@ def samples(args: argparse.Namespace) -> Iterator[Any]:
 
 def main():
     parser = flags("Verify completions with Lean 4.")
-    parser.add_argument("rows", help="JSONL from sample.py")
-    parser.add_argument(
-        "--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete"
-    )
-    parser.add_argument(
-        "--follow", action="store_true", help="verify while sample.py is still writing the rows"
-    )
+    add = parser.add_argument
+    add("rows", help="JSONL from sample.py")
+    add("--out", required=True, help="JSONL to write; called OUT.part-HASH until it is complete")
+    add("--follow", action="store_true", help="verify while sample.py is still writing the rows")
     add_flags(parser)
     args = parser.parse_args()
     check_out(args.out, args.rows, args.verdicts)
@@ -310,8 +273,8 @@ def main():
         fail("lean-dojo needs all problems before it judges the first; leave --follow or --verifier out")
     total = None if args.follow else sum(1 for _ in samples(args))  # tells of a bad row before hours of work
     verifier = start_verifier(args, [] if args.follow else samples(args))
-    added = {"verdict", "reward", "message", "seconds"}  # not compared: the rows may be verified before
-    inputs = ({key: row[key] for key in row if key not in added} for row in samples(args) if row)
+    # The rows may have been verified before, by other means.
+    inputs = ({key: row[key] for key in row if key not in ADDED} for row in samples(args) if row)
 
     def rows_after(done):
         rows = samples(args)
@@ -321,16 +284,14 @@ def main():
 
     settings = [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier]
     resume_jsonl(args.out, settings, inputs, rows_after)
-    rows = list(read_jsonl(args.out))
-    verdicts = collections.Counter(row["verdict"] for row in rows)
-    errors = [row["message"] for row in rows if row["verdict"] == "error"]
-    known = REWARD if asks_lean(args) else ("scored", "error")
-    print(f"{len(rows)} rows:", ", ".join(f"{verdicts[name]} {name}" for name in known))
-    if errors:
-        warning = (
-            f"warning: no verdict on {len(errors)} rows (reward null); the first says: {printable(errors[0])}"
-        )
-        print(warning, file=sys.stderr)
+    verdicts, error = collections.Counter(), ""
+    for row in read_jsonl(args.out):
+        verdicts[row["verdict"]] += 1
+        error = error or row["message"] * (row["verdict"] == "error")
+    names = REWARD if asks_lean(args) else ("scored", "error")
+    print(f"{verdicts.total()} rows:", ", ".join(f"{verdicts[name]} {name}" for name in names))
+    if count := verdicts["error"]:
+        print(f"warning: no verdict on {count} rows (reward null): {printable(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,24 +23,31 @@ from lib import wheel
 from lib.cli import fail
 
 TOY_HEADER = "prelude\nimport Prelude\nset_option linter.all false\nset_option autoImplicit false\n"
-# DeepSeek-Prover-V1.5's; sample.py puts it into the prompt too. Its limit on heartbeats overrides --max-heartbeats.
-HEADER = "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 400000\n\nopen BigOperators Real Nat Topology Rat"
+# DeepSeek-Prover-V1.5's; sample.py puts it into the prompt too. It overrides --max-heartbeats.
+HEADER = """import Mathlib
+import Aesop
+
+set_option maxHeartbeats 400000
+
+open BigOperators Real Nat Topology Rat"""
 OUTPUT_MB = 64
 KILLED = "the machine killed Lean"
 # A sign of progress on standard error, for Lean 4.9 to 4.11, whose messages wait for the end of the file.
 SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'
 INSTALL = "install Lean 4 from https://lean-lang.org"
 
-# A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder. Whatever ends
-# the shell, its parent's death too, first ends Lean and removes the folder. Arguments: parent, KiB of memory, command.
+# A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder. What
+# ends the shell, its parent's death too, first ends Lean and removes the folder.
+# Arguments: parent, KiB of memory, command.
 GUARD = """trap 'kill -9 $lean; rm -rf "$folder"; kill -9 0' TERM INT HUP
 [ "$PPID" = "$1" ] && folder=$(mktemp -u) && mkdir -m 700 "$folder" || exit 97
 exec 3<&0
-(ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"; shift 2; exec "$@" <&3 3<&-) & lean=$!
+(ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"
+ shift 2; exec "$@" <&3 3<&-) & lean=$!
 wait $lean; code=$?; rm -rf "$folder"; exit $code"""
 WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
-# Linux namespaces that work without privileges: no network; if possible, no other process in sight, all gone when the
-# first one goes, and a limit on their number.
+# Linux namespaces that work without privileges: no network; if possible, no other process in sight, all gone
+# when the first one goes, and a limit on their number.
 NO_NETWORK = ["unshare", "--map-root-user", "--net"]
 FEW_PROCESSES = '{ ulimit -u 256 || ulimit -p 256; } 2>/dev/null; exec "$@"'
 ISOLATED = [*NO_NETWORK, "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", FEW_PROCESSES, "sh"]
@@ -131,14 +138,12 @@ def probe_flags(lean: Lean) -> Lean:
 
 
 def check_header(lean: Lean) -> Lean:
-    """Ends the program if Lean does not come through its header; finds out whether it tells of its progress."""
+    """Ends the program if Lean fails on its header; finds out whether it tells of its progress."""
     header, words = lean.header.rstrip() + "\n", shlex.join(lean.command)
     messages, trouble = run_lean(header, lean, 600)
     if trouble:
         said = " ".join(trouble.split())
-        fail(
-            f"Lean does not come through an empty file ({said}); give it more --memory-gb, or try it: {words}"
-        )
+        fail(f"Lean fails on an empty file ({said}); give it more --memory-gb, or try it: {words}")
     if bad := [message["data"] for message in messages if message["severity"] == "error"]:
         said, first = " ".join(bad[0].split())[:300], "".join(header.splitlines()[:1])
         mend = "name the project that has Mathlib with --project, or pass --header '' if no library is needed"
@@ -157,7 +162,7 @@ def find_lean(
     memory_gb: float = 16.0,
     max_heartbeats: int = 200000,
 ) -> Lean:
-    """The Lean behind --lean, tried out with its header; ends the program with what to do if it does not run."""
+    """The Lean behind --lean, tried out with its header; ends the program if it does not run."""
     folder = os.path.abspath(project or ".")
     if not os.path.isdir(folder):
         fail(f"there is no folder {folder}; give the Lake project that has Mathlib as --project")
@@ -176,6 +181,11 @@ def find_lean(
     sign = "" if recent else SIGN
     found = Lean(sandbox, command + flags, env, folder, first_lines, lean == "auto", sign, False, version)
     return check_header(probe_flags(found))
+
+
+def header_of(row: dict, lean: Lean) -> str:
+    """The first lines of the file for a row."""
+    return lean.header if lean.fixed else row.get("header", lean.header)
 
 
 # ---- running it ----
@@ -247,9 +257,9 @@ def run_lean(
 ) -> tuple[list[dict], str | None]:
     """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died).
 
-    The time limit is for one region: the clock starts anew with Lean's first message on each of the lines `ends`.
-    An old Lean tells of them on standard error, "TAG_0.", "TAG_1.", ...; nothing else there is read, only kept for
-    the words on how Lean died."""
+    The time limit is for one region: the clock starts anew with Lean's first message on each of the lines
+    `ends`. An old Lean tells of them on standard error, "TAG_0.", "TAG_1.", ...; nothing else there is read,
+    only kept for the words on how Lean died."""
     path, lines = secret_path(), list(ends)
     signs = {f"{tag}_{number}.".encode(): line for number, line in enumerate(lines)} if lean.sign else {}
     waiting = set(lines)

