@@ -37,7 +37,7 @@ from lib import build, ranks, run
 from lib.cli import fail, flags, number
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
-from lib.metrics import open_tracker, start_report, step_metrics
+from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
 EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an evaluation
@@ -119,12 +119,9 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
             optimizer.zero_grad()
             grad_norms.append(grad_norm)
             tokens_seen += tokens
-    loss, kl, clip_fraction = (ranks.sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
+    means = (ranks.sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
     gaps = [(row["old_logprobs"].cpu() - torch.tensor(row["logprobs"])).abs().max().item() for row in rows]
-    return {
-        "loss": loss,
-        "kl": kl,
-        "clip_fraction": clip_fraction,
+    return dict(zip(("loss", "kl", "clip_fraction"), means)) | {
         "grad_norm": float(np.max(grad_norms)),
         "skipped": skipped,
         "updates": len(grad_norms),
@@ -148,32 +145,31 @@ class Prover(NamedTuple):
 def collect(
     prover: Prover,
     problems: list[dict],
-    num_samples: int,
+    G: int,
     folder: str,
     seed: int,
     args: Namespace,
-    progress=False,
+    progress: bool = False,
 ) -> tuple[list[dict], dict]:
-    """Verified completions of the problems, through FOLDER/problems.jsonl, samples.jsonl and verified.jsonl.
+    """G verified completions a problem, through FOLDER/problems.jsonl, samples.jsonl and verified.jsonl.
 
     Lean judges what is sampled already while the rest is being sampled. Files of an interrupted run are used
     again. Returns the rows, and the seconds of sampling and of verification after it."""
     os.makedirs(folder, exist_ok=True)
-    total, start = len(problems) * num_samples, time.time()
+    total, start = len(problems) * G, time.time()
     if not run.load_if_complete(f"{folder}/problems.jsonl", len(problems), "statement"):
         write_jsonl(f"{folder}/problems.jsonl", problems)
     rows = run.load_if_complete(f"{folder}/verified.jsonl", total, "reward")
     if rows:
         return rows, {"seconds_sample": 0.0, "seconds_verify": 0.0}
     sampled_at, (model, tokenizer, engines, verifier) = start, prover
-    options = {"seed": seed, "model_name": f"{args.out}@{os.path.basename(folder)}", "progress": progress}
+    name = f"{args.out}@{os.path.basename(folder)}"
+    options = {"seed": seed, "model_name": name, "engines": engines, "progress": progress}
 
     def sampling():
         nonlocal sampled_at
         with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            yield from sample.sample_rows(
-                model, tokenizer, problems, num_samples, args, engines=engines, **options
-            )
+            yield from sample.sample_rows(model, tokenizer, problems, G, args, **options)
         sampled_at = time.time()
 
     samples = run.load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")
@@ -208,8 +204,7 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -
     due = step in (0, args.steps) or args.eval_every and step % args.eval_every == 0
     if held_out and due:
         tqdm.write(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
-        folder = f"{args.out}/eval_{step:05d}"
-        seed = sampler_seed(args, EVALUATION)
+        folder, seed = f"{args.out}/eval_{step:05d}", sampler_seed(args, EVALUATION)
         collect(prover, held_out, args.eval_samples, folder, seed, args, progress=True)
 
 
@@ -282,9 +277,6 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tupl
     return Prover(model, tokenizer, engines, verifier), problems, held_out, record, (checkpoint, longest)
 
 
-# The loop
-
-
 def main() -> None:
     broadcast = ranks.start_ranks()  # rank 0 samples, verifies, writes and prints; all ranks update
     on_rank_0 = ranks.ranks()[0] == 0
@@ -297,9 +289,10 @@ def main() -> None:
     if first > last:
         fail(f"{args.out} already has {first} steps; give --steps {first} or more")
     if on_rank_0:
+        history = read_metrics(args, first)
         log = open_tracker(args, record["run_id"])
         write_jsonl(f"{args.out}/args.json", [record])
-        report = start_report(args, log, first)
+        report = start_report(args, log, history)
         evaluate(prover, held_out, first, args)
 
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):

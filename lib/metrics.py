@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from lib.cli import fail
+from lib.jsonl import write_jsonl
 
 OF_THE_UPDATE = "loss kl clip_fraction grad_norm skipped updates logprob_gap tokens".split()
 
@@ -85,21 +87,23 @@ def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None
     return lambda row: None
 
 
-def start_report(args: argparse.Namespace, log: Callable[[dict], None], steps: int) -> Callable[[dict], None]:
-    """A function that records the metrics of a step: metrics.jsonl, log (--tracker), a line, warnings.
-
-    Cuts metrics.jsonl back to the steps of the checkpoint, since later ones are made again."""
-    path, lines, history = f"{args.out}/metrics.jsonl", [], []
+def read_metrics(args: argparse.Namespace, steps: int) -> list[dict]:
+    """The rows of metrics.jsonl up to the checkpoint that is resumed; later steps are made again."""
+    path, history = f"{args.out}/metrics.jsonl", []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, encoding="utf-8") as file:
-        for line in file:
-            if (row := json.loads(line))["step"] < steps:
-                lines.append(line)
-                history.append(row)
+        rows = map(json.loads, file)
+        history.extend(itertools.takewhile(lambda row: row["step"] < steps, rows))
     if steps and not args.resume_from and (not history or history[-1]["step"] != steps - 1):
         fail(f"{path} lacks rows of the checkpoint's {steps} steps; restore it, or start anew elsewhere")
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(f"{path}.part", path)
+    return history
+
+
+def start_report(
+    args: argparse.Namespace, log: Callable[[dict], None], history: list[dict]
+) -> Callable[[dict], None]:
+    """A function that records the metrics of a step: metrics.jsonl, log (--tracker), a line, warnings."""
+    path = f"{args.out}/metrics.jsonl"
+    write_jsonl(path, history)
 
     def report(metrics: dict) -> None:
         row = {}

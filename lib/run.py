@@ -217,7 +217,7 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Ten
 
 @contextlib.contextmanager
 def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
-    """Ends the program with a sentence if writing fails; on a full disk, each library raises another error."""
+    """Ends the program with a sentence if writing fails: each library has its own error for a full disk."""
     try:
         yield
     except kinds as error:
@@ -269,7 +269,7 @@ def save_checkpoint(
 
 
 def prune_checkpoints(newest: str, keep: int) -> None:
-    """Takes from older checkpoints what only serves to resume; deletes all but the `keep` newest, if not 0."""
+    """Takes from older checkpoints what only serves to resume; keeps the `keep` newest (0: all)."""
     folder = os.path.dirname(newest)
     names = sorted(name for name in os.listdir(folder) if name.startswith("step_"))
     for name in names:
