@@ -1,7 +1,7 @@
 """Rewards to advantages: unlikeliness reward, group filter, GRPO's normalisation (paper, sections 2 and 4.1).
 
     python advantage.py verified.jsonl --out advantages.jsonl --unlikeliness 0.25
-    python advantage.py verified.jsonl --out advantages.jsonl --estimator w-reinforce     # see lib/estimators.py
+    python advantage.py verified.jsonl --out advantages.jsonl --estimator w-reinforce  # lib/estimators.py
 
 Reads: id, sample, completion_ids, logprobs, reward (null where the verifier broke). The rows of a group
        must be next to each other, as sample.py and verify.py write them.

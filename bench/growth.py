@@ -1,14 +1,18 @@
 """Do the time and the memory of each stage grow with the completions, and with their length, and no faster?
 
-    python bench/growth.py                                # 1, 4 and 16 times as many completions, and 4 times as long ones
-    python bench/growth.py --rows 1000000 --rounds 2      # so many verified rows, against a bare loop of json.loads over them
+    # 1, 4 and 16 times as many completions, and 4 times as long ones
+    python bench/growth.py
+    # so many verified rows, against a bare loop of json.loads over them
+    python bench/growth.py --rows 1000000 --rounds 2
 
-1x is 16 problems with 32 samples each of the embedded prover; advantage.py and evaluate.py, which are quick, get 32 times as many rows,
-the same ones under other ids. For 4 times the length the sampler draws 200 tokens of each completion instead of 50 (from a copy of the
-prover whose end-of-text is another one, which it hardly ever says), and the other stages get rows whose prompt, tokens and
-log-probabilities stand there four times, and their proofs four times as many lines. Each stage is a command in a process of its own;
-of its seconds, those of the same command with next to nothing to do are taken away. Memory is its largest resident size. Ratios are of CPU
-time, Lean's included, which other work on the machine disturbs less; 4.0 is linear.
+1x is 16 problems with 32 samples each of the embedded prover; advantage.py and evaluate.py, which are
+quick, get 32 times as many rows, the same ones under other ids. For 4 times the length the sampler draws
+200 tokens of each completion instead of 50 (from a copy of the prover whose end-of-text is another one,
+which it hardly ever says), and the other stages get rows whose prompt, tokens and log-probabilities stand
+there four times, and their proofs four times as many lines. Each stage is a command in a process of its
+own; of its seconds, those of the same command with next to nothing to do are taken away. Memory is its
+largest resident size. Ratios are of CPU time, Lean's included, which other work on the machine disturbs
+less; 4.0 is linear.
 """
 
 import argparse
@@ -29,7 +33,8 @@ BARE = "import json, sys\nfor line in open(sys.argv[1], encoding='utf-8'): json.
 
 
 def measure(*command):
-    """(seconds, GB, CPU seconds) of a Python process. Linux counts this process's memory as the child's before it begins, so little is kept here."""
+    """(seconds, GB, CPU seconds) of a Python process. Linux counts this process's memory as the child's
+    before it begins, so little is kept here."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, *map(str, command)], cwd=HERE, stdout=said, stderr=said)

@@ -2,7 +2,8 @@
 
     python bench/logit_memory.py --tokens 2048
 
-A model with a large vocabulary and next to nothing else; each measurement is the largest resident size of a process of its own.
+A model with a large vocabulary and next to nothing else; each measurement is the largest resident size of a
+process of its own.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python bench/overlap.py --rounds 3
 
-The embedded prover samples 16 groups of 32, one group after another; a verifier that sleeps instead of working takes as long as the
-sampler (as if Lean had cores of its own). In turn: first one, then the other; and streamed, as train.py does it. Median [smallest, largest].
+The embedded prover samples 16 groups of 32, one group after another; a verifier that sleeps instead of
+working takes as long as the sampler (as if Lean had cores of its own). In turn: first one, then the other;
+and streamed, as train.py does it. Median [smallest, largest].
 """
 
 import argparse

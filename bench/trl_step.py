@@ -3,11 +3,12 @@
     python -m venv trlvenv && trlvenv/bin/pip install torch==2.13.0 trl==1.16.0
     python bench/trl_step.py --peer-python trlvenv/bin/python
 
-The embedded prover, 16 problems, 32 completions each of at most 200 tokens, float32, clip 0.2, KL 0.02, mean over tokens, one optimizer
-step an iteration. The reward is the parity of a completion's bytes: no group is all right or all wrong, and both learn from all of
-them; the learning rate is 0, so that every step samples from the same model. Each trainer is a process of its own with 2 threads, and they
-take turns, a step each, the first unmeasured. Generation is all from prompts to texts, update the rest but the reward. Memory is
-the largest resident size of the process meanwhile (Linux). Median [smallest, largest].
+The embedded prover, 16 problems, 32 completions each of at most 200 tokens, float32, clip 0.2, KL 0.02,
+mean over tokens, one optimizer step an iteration. The reward is the parity of a completion's bytes: no
+group is all right or all wrong, and both learn from all of them; the learning rate is 0, so that every step
+samples from the same model. Each trainer is a process of its own with 2 threads, and they take turns, a
+step each, the first unmeasured. Generation is all from prompts to texts, update the rest but the reward.
+Memory is the largest resident size of the process meanwhile (Linux). Median [smallest, largest].
 """
 
 import argparse

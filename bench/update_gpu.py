@@ -1,11 +1,14 @@
-"""Speed and memory of the update, and of the torch sampler, at the size of DeepSeek-Prover-V1.5 (random weights).
+"""Speed and memory of the update, and of the torch sampler, at the size of DeepSeek-Prover-V1.5 (random
+weights).
 
-    python bench/update_gpu.py                              # one GPU: the most layers, up to 30, that fit with AdamW's state
+    # one GPU: the most layers, up to 30, that fit with AdamW's state
+    python bench/update_gpu.py
     torchrun --nproc-per-node 8 bench/update_gpu.py         # FSDP2 over 8 of them
     python bench/update_gpu.py --small                      # a toy size, to see it run on a CPU
 
-The update is train.update as it is: old log-probs (one forward pass), then forward and backward, clipping and AdamW. Model
-FLOPs are those of the matrices and of causal attention, for tokens that are no padding; what is computed again does not count.
+The update is train.update as it is: old log-probs (one forward pass), then forward and backward, clipping
+and AdamW. Model FLOPs are those of the matrices and of causal attention, for tokens that are no padding;
+what is computed again does not count.
 """
 
 import argparse
@@ -25,7 +28,8 @@ from lib.ranks import checkpoint_blocks, ranks, shard, start_ranks  # noqa: E402
 
 
 def model_flops(config, rows):
-    """(forward, update) FLOPs of the rows: 2 a weight and token forward, twice that backward; the head sees completions only."""
+    """(forward, update) FLOPs of the rows: 2 a weight and token forward, twice that backward; the head sees
+    completions only."""
     c, forward = config, 0
     head_size = c.hidden_size // c.num_attention_heads
     weights = (

@@ -1,12 +1,14 @@
-"""How far is the update from the arithmetic floor of this machine, and how much of it is padding, at what --micro-batch-tokens?
+"""How far is the update from the arithmetic floor of this machine, and how much of it is padding, at what
+--micro-batch-tokens?
 
     python bench/update_speed.py --rounds 5
 
-One step of the embedded prover: 512 samples, the parity of a completion's bytes for a reward, so that all of them are trained on; KL
-0.02, one PPO epoch of two mini-batches (the defaults of train.py), float32, 2 threads. The floor is the time of nothing but the matrix
-products with the model's weights, for the tokens that go through it and are no padding: once for a pass without gradient, three
-times with. It is measured with torch.mm of the same shapes, a micro-batch of as many tokens at a time. Not in it: attention,
-softmax, norms, the optimizer. The two take turns, the first round unmeasured. Median [smallest, largest].
+One step of the embedded prover: 512 samples, the parity of a completion's bytes for a reward, so that all
+of them are trained on; KL 0.02, one PPO epoch of two mini-batches (the defaults of train.py), float32, 2
+threads. The floor is the time of nothing but the matrix products with the model's weights, for the tokens
+that go through it and are no padding: once for a pass without gradient, three times with. It is measured
+with torch.mm of the same shapes, a micro-batch of as many tokens at a time. Not in it: attention, softmax,
+norms, the optimizer. The two take turns, the first round unmeasured. Median [smallest, largest].
 """
 
 import argparse
@@ -28,7 +30,8 @@ from sample import options, read_problems, sample_rows  # noqa: E402
 
 
 def product_seconds(model, tokens):
-    """(seconds of a token's products with all weights of the blocks, forward alone; forward and backward), `tokens` at a time."""
+    """(seconds of a token's products with all weights of the blocks, forward alone; forward and backward),
+    `tokens` at a time."""
     forward = both = 0.0
     for layer in model.base_model.modules():
         if isinstance(layer, torch.nn.Linear):

@@ -2,8 +2,9 @@
 
     python bench/verify_speed.py --rounds 3
 
-The peer is Lean on the very same files, one process after another per worker, its output thrown away: no filter, no sandbox, no
-verdicts. Proofs are samples of the embedded prover, right and wrong ones. Rounds alternate; median [smallest, largest].
+The peer is Lean on the very same files, one process after another per worker, its output thrown away: no
+filter, no sandbox, no verdicts. Proofs are samples of the embedded prover, right and wrong ones. Rounds
+alternate; median [smallest, largest].
 """
 
 import argparse

@@ -101,8 +101,8 @@ def float32_head(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 def load_tokenizer(path: str, options: dict) -> Any:
     """The tokenizer that tokenizer.json describes. Its `files` are what it was loaded from, as bytes.
 
-    AutoTokenizer would build the class that tokenizer_config.json names: for LlamaTokenizerFast it replaces the
-    pre-tokenizer and the decoder of tokenizer.json by Llama's."""
+    AutoTokenizer would build the class that tokenizer_config.json names: for LlamaTokenizerFast it replaces
+    the pre-tokenizer and the decoder of tokenizer.json by Llama's."""
     files = {}
     for name in TOKENIZER_FILES:
         try:

@@ -295,7 +295,7 @@ def load_checkpoint(checkpoint: str, model: Any, optimizer: torch.optim.Optimize
     except (Exception, dcp.CheckpointException) as error:  # torch and safetensors raise a dozen kinds
         fail(
             f"cannot load trainer.pt and optimizer of {checkpoint} ({cause(error)}); it is damaged or of an"
-            " older version: delete that folder to resume from the steps' files, or start anew with another --out"
+            " older version: delete that folder to resume from the steps' files, or start anew elsewhere"
         )
 
 

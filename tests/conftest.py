@@ -1,4 +1,5 @@
 """Fixtures for all tests: a random tiny Llama with a word-level tokenizer of Lean words, saved as a model folder."""
+
 import os
 import signal
 import sys
@@ -7,34 +8,54 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored, and the processes of the tests with it
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # in the background, a shell has it ignored, and the processes of the tests with it
 
 WORDS = """theorem Prop by intro intros exact apply constructor cases rcases obtain have show left right assumption
 exfalso contradiction simp with at from fun rfl trivial True False And Or Not Iff inl inr mp mpr p q r s""".split()
-WORDS += [f"h{k}" for k in range(1, 10)] + list("()[]{}⟨⟩:,.|·∧∨¬→↔=><_0123456789`") + [":=", "=>", "```", "\n", "  ", " "]
+WORDS += (
+    [f"h{k}" for k in range(1, 10)]
+    + list("()[]{}⟨⟩:,.|·∧∨¬→↔=><_0123456789`")
+    + [":=", "=>", "```", "\n", "  ", " "]
+)
 
 
 def lean_tokenizer():
     """Every token stands for itself, white space too, so that decode(encode(text)) == text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: k for k, word in enumerate(["<pad>", "<s>", "</s>", "<unk>"] + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[A-Za-z]+[1-9]?|```|:=|=>|\n|  | |."), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"[A-Za-z]+[1-9]?|```|:=|=>|\n|  | |."), behavior="isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-                                   unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
 
 
 def tiny_llama(tokenizer, hidden_size=64, layers=2, seed=0):
     """Random weights, large enough that the next token's distribution depends on the context."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=4 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 32, max_position_embeddings=1024, tie_word_embeddings=False, initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return LlamaForCausalLM(config).eval()
 
 

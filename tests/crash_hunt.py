@@ -9,6 +9,7 @@ compared file by file: weights, AdamW's moments, every JSONL but for times. `--t
 (torchrun). `--disk` runs have a disk that is full somewhere on the way, must say so in one sentence, and go on once
 there is room; then come the read-only folder and the other stages. Exit code 1 at the first difference.
 """
+
 import argparse
 import contextlib
 import fcntl
@@ -30,17 +31,45 @@ import traceback
 from collections import Counter
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-RUN = ("--out run --eval-problems ../val.jsonl --steps 6 --save-every 2 --problems-per-step 4 --num-samples 8 --train-batch 24 --minibatch 16 "
-       "--ppo-epochs 2 --unlikeliness 0.25 --kl 0.1 --eval-samples 2 --eval-every 3 --max-new-tokens 80 --workers 2").split()
+RUN = (
+    "--out run --eval-problems ../val.jsonl --steps 6 --save-every 2 --problems-per-step 4 --num-samples 8 --train-batch 24 --minibatch 16 "
+    "--ppo-epochs 2 --unlikeliness 0.25 --kl 0.1 --eval-samples 2 --eval-every 3 --max-new-tokens 80 --workers 2"
+).split()
 STEPS = 6
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MOUNTS = "CRASH_HUNT_MOUNTS"  # set where this process has mounts of its own
-STAGES = ["start", "sampling", "verifying", "advantages", "update", "between steps", "checkpoint", "evaluation", "figures"]
-KINDS = ["time", "start", "sampling", "verifying", "advantages", "update", "metrics", "evaluation", "checkpoint", "optimizer", "trainer.pt",
-         "replace", "clean-up", "figures", "operation"]
+STAGES = [
+    "start",
+    "sampling",
+    "verifying",
+    "advantages",
+    "update",
+    "between steps",
+    "checkpoint",
+    "evaluation",
+    "figures",
+]
+KINDS = [
+    "time",
+    "start",
+    "sampling",
+    "verifying",
+    "advantages",
+    "update",
+    "metrics",
+    "evaluation",
+    "checkpoint",
+    "optimizer",
+    "trainer.pt",
+    "replace",
+    "clean-up",
+    "figures",
+    "operation",
+]
 
 
 # ---- inside the process that is to fail: MOMENT says when ----
+
 
 def inside(words, moment):
     """Runs a stage, as the command does. At the count-th change in the run folder that fits the pattern, just before it is made, it stops and says so
@@ -49,12 +78,21 @@ def inside(words, moment):
 
     def hook(event, details):
         nonlocal seen
-        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate") or not isinstance(details[0], (str, os.PathLike)):
+        if event not in (
+            "open",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+            "os.mkdir",
+            "os.truncate",
+        ) or not isinstance(details[0], (str, os.PathLike)):
             return
         if event == "open" and not (details[2] or 0) & WRITES:
             return
         path = os.fspath(details[0])
-        if event in ("os.remove", "os.rmdir", "os.mkdir") and details[-1] >= 0:  # the name within an open folder
+        if (
+            event in ("os.remove", "os.rmdir", "os.mkdir") and details[-1] >= 0
+        ):  # the name within an open folder
             path = os.path.join(os.readlink(f"/proc/self/fd/{details[-1]}"), path)
         path = os.path.relpath(path)
         if path.startswith("run/") and re.search(moment["pattern"], f"{event} {path}"):
@@ -69,7 +107,9 @@ def inside(words, moment):
                     file.write(f"{event} {path}\n")
 
     if "limit" in moment:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (moment["limit"], resource.RLIM_INFINITY))  # Python ignores SIGXFSZ
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (moment["limit"], resource.RLIM_INFINITY)
+        )  # Python ignores SIGXFSZ
     if "pattern" in moment and os.environ.get("RANK", "0") == "0":
         sys.addaudithook(hook)
     sys.argv, sys.path[0] = words, ROOT
@@ -78,8 +118,10 @@ def inside(words, moment):
 
 # ---- start, kill, compare ----
 
+
 class Fork:
     """A stage in a fork of this process, which has imported torch and all else already: that saves half of a short run's time."""
+
     def __init__(self, place, env, words, moment):
         self.returncode, (self.said, said) = None, os.pipe()
         fcntl.fcntl(said, 1031, 1 << 20)  # F_SETPIPE_SZ: nobody reads before the end
@@ -135,9 +177,19 @@ def start(place, words, moment=None, ranks=1, fork=True):
         return Fork(place, env, words, moment or {})
     if moment:
         env["MOMENT"], words = json.dumps(moment), [os.path.abspath(__file__), *words]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen([sys.executable, *launcher, *words], cwd=place, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, errors="replace")
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    )
+    return subprocess.Popen(
+        [sys.executable, *launcher, *words],
+        cwd=place,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def finish(*arguments, **keys):
@@ -156,6 +208,7 @@ def preload():
     os.environ["OMP_NUM_THREADS"] = "1"
     import matplotlib
     import transformers.models.llama.modeling_llama  # noqa: F401
+
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: F401
 
@@ -207,7 +260,13 @@ def stage(run, since):
         folder = last[:10]
         if f"{folder}/advantages.jsonl" in new:
             return "update"
-        return "advantages" if f"{folder}/verified.jsonl" in stamps else "verifying" if f"{folder}/samples.jsonl" in stamps else "sampling"
+        return (
+            "advantages"
+            if f"{folder}/verified.jsonl" in stamps
+            else "verifying"
+            if f"{folder}/samples.jsonl" in stamps
+            else "sampling"
+        )
     return {"ev": "evaluation", "ch": "checkpoint", "fi": "figures"}.get(last[:2], "between steps")
 
 
@@ -221,17 +280,24 @@ def draw(rng, kind, done, whole, place):
         "start": {"delay": rng.uniform(0, whole["start"])},
         "sampling": {"appears": f"step_{step:05d}/samples.jsonl.part", "delay": soon},
         "verifying": {"appears": f"step_{step:05d}/samples.jsonl", "delay": soon},
-        "advantages": stop | {"pattern": f"{rng.choice(['open', 'rename'])} .*step_{step:05d}/advantages.jsonl.part"},
+        "advantages": stop
+        | {"pattern": f"{rng.choice(['open', 'rename'])} .*step_{step:05d}/advantages.jsonl.part"},
         "update": {"appears": f"step_{step:05d}/advantages.jsonl", "delay": soon},
-        "metrics": stop | {"pattern": f"{rng.choice(['open', 'rename'])} .*/metrics.jsonl", "count": rng.randrange(1, left + 1)},
+        "metrics": stop
+        | {
+            "pattern": f"{rng.choice(['open', 'rename'])} .*/metrics.jsonl",
+            "count": rng.randrange(1, left + 1),
+        },
         "evaluation": {"appears": f"eval_{rng.choice([0, 3, 6]):05d}/samples.jsonl.part", "delay": 3 * soon},
         "checkpoint": {"appears": "checkpoints/part", "delay": soon / 2},
         "optimizer": {"appears": "checkpoints/part/optimizer", "delay": soon / 6},
         "trainer.pt": {"appears": "checkpoints/part/trainer.pt", "delay": soon / 40},
-        "replace": stop | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, max(2, left // 2 + 1))},
+        "replace": stop
+        | {"pattern": "rename .*checkpoints/part", "count": rng.randrange(1, max(2, left // 2 + 1))},
         "clean-up": stop | {"pattern": r"(remove|rmdir) .*checkpoints/step", "count": rng.randrange(1, 9)},
         "figures": stop | {"pattern": "open .*figures/", "count": rng.randrange(1, 3)},
-        "operation": stop | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * left // STEPS)},
+        "operation": stop
+        | {"pattern": "", "count": rng.randrange(1, len(whole["operations"]) * left // STEPS)},
     }
     return waits[kind]
 
@@ -248,13 +314,17 @@ def kill_at(place, words, moment, rng, ranks):
             came = time.time()
         if came and time.time() >= came + moment.get("delay", 0):
             family = below(process.pid)
-            kill([process.pid] if rng.random() < 0.5 else [process.pid, *family])  # the others have to go by themselves
+            kill(
+                [process.pid] if rng.random() < 0.5 else [process.pid, *family]
+            )  # the others have to go by themselves
             process.wait()
             where, deadline = stage(f"{place}/run", since), time.time() + 20
             while left := [pid for pid in family if alive(pid)]:
                 if time.time() > deadline:
                     kill(left)
-                    raise Difference(f"{len(left)} processes are left 20 seconds after the kill (stage {where})")
+                    raise Difference(
+                        f"{len(left)} processes are left 20 seconds after the kill (stage {where})"
+                    )
                 time.sleep(0.01)
             return where
         time.sleep(0.001)
@@ -272,15 +342,27 @@ def content(path, place):
     if path.endswith("args.json"):
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-            return {key: value for key, value in record["settings"].items() if key not in ("resume", "verdicts")}, record["files"]
+            return {
+                key: value for key, value in record["settings"].items() if key not in ("resume", "verdicts")
+            }, record["files"]
     if path.endswith(".jsonl"):
         with open(path, encoding="utf-8") as file:
-            return [{key: value for key, value in json.loads(line).items() if not key.startswith("seconds")} for line in file]
+            return [
+                {key: value for key, value in json.loads(line).items() if not key.startswith("seconds")}
+                for line in file
+            ]
     if path.endswith("trainer.pt"):
         import torch
+
         saved = torch.load(path, weights_only=True)
-        return saved["steps"], saved["adam_steps"], [
-            {key: value for key, value in row.items() if not key.startswith("seconds")} for row in saved["buffer"]]
+        return (
+            saved["steps"],
+            saved["adam_steps"],
+            [
+                {key: value for key, value in row.items() if not key.startswith("seconds")}
+                for row in saved["buffer"]
+            ],
+        )
     with open(path, "rb") as file:
         if path.endswith(".safetensors"):
             return json.loads(file.read(int.from_bytes(file.read(8), "little"))), file.read()
@@ -288,7 +370,11 @@ def content(path, place):
 
 
 def files(folder):
-    return {os.path.relpath(os.path.join(path, name), folder) for path, _, names in os.walk(folder) for name in names}
+    return {
+        os.path.relpath(os.path.join(path, name), folder)
+        for path, _, names in os.walk(folder)
+        for name in names
+    }
 
 
 def compare(place, reference, name="run"):
@@ -299,7 +385,11 @@ def compare(place, reference, name="run"):
     for path in sorted(mine):
         one, other = (content(f"{where}/{name}/{path}", where) for where in (place, reference))
         if one != other:
-            where = next((f", row {n}: {a} != {b}" for n, (a, b) in enumerate(zip(one, other)) if a != b), "") if isinstance(one, list) else ""
+            where = (
+                next((f", row {n}: {a} != {b}" for n, (a, b) in enumerate(zip(one, other)) if a != b), "")
+                if isinstance(one, list)
+                else ""
+            )
             raise Difference(f"{path} is not the same{where[:600]}")
     if left := files(f"{place}.tmp"):
         raise Difference(f"left in the folder for temporary files: {sorted(left)[:5]}")
@@ -309,12 +399,22 @@ def whole_run(place, ranks):
     """The reference; returns how long it took from args.json on, how long to there, and the changes it made in its folder."""
     os.makedirs(place)
     began = time.time()
-    code, said = finish(place, ["train.py", *RUN], {"pattern": "", "count": 0, "log": f"{place}.operations"}, ranks=ranks, fork=False)
+    code, said = finish(
+        place,
+        ["train.py", *RUN],
+        {"pattern": "", "count": 0, "log": f"{place}.operations"},
+        ranks=ranks,
+        fork=False,
+    )
     if code:
         raise Difference(f"the reference run failed: {said[-2000:]}")
     begun = os.stat(f"{place}/run/args.json").st_mtime
     with open(f"{place}.operations") as file:
-        return {"seconds": time.time() - begun, "start": begun - began, "operations": file.read().splitlines()}
+        return {
+            "seconds": time.time() - begun,
+            "start": begun - began,
+            "operations": file.read().splitlines(),
+        }
 
 
 def hunt(work, kills, ranks, rng, bar, done):
@@ -328,7 +428,10 @@ def hunt(work, kills, ranks, rng, bar, done):
         try:
             for number in range(min(rng.choice([1, 1, 1, 2, 2, 3]), kills - stages.total())):
                 kinds = kinds or rng.sample(KINDS, len(KINDS))
-                saved = max([int(path[-16:-11]) for path in glob.glob(f"{place}/run/checkpoints/step_*/trainer.pt")], default=0)
+                saved = max(
+                    [int(path[-16:-11]) for path in glob.glob(f"{place}/run/checkpoints/step_*/trainer.pt")],
+                    default=0,
+                )
                 kind = kinds.pop() if saved < STEPS else "start"
                 moment = draw(rng, kind, saved, whole, place)
                 told.append(moment)
@@ -351,6 +454,7 @@ def hunt(work, kills, ranks, rng, bar, done):
 
 # ---- no room, no right ----
 
+
 def sentence(code, said, words, ranks=1):
     """The one sentence that a stage has to end with; it names a file and what to do."""
     found = re.findall(r"error: .*", said)  # it may follow a progress bar
@@ -365,14 +469,20 @@ def mounted(place, size):
     """A file system of that size in KiB at the folder, where this process may have one."""
     if os.environ.get(MOUNTS):
         option = "remount," if os.path.ismount(place) else ""
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"{option}size={size}k,nr_inodes=2000", "none", place], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"{option}size={size}k,nr_inodes=2000", "none", place], check=True
+        )
 
 
 def full_disks(work, cases, rng, bar):
     """Runs on a disk that is full: a small file system (or, where none can be mounted, files that may not grow), an operation
     that fails, figures that are /dev/full. Returns the sentences."""
     told, ways = Counter(), ["disk", "limit", "operation", "figures", "disk", "verdicts", "two", "disk"]
-    whole = [line for line in open(f"{work}/reference-1.operations").read().splitlines() if not line.startswith(("os.remove", "os.rmdir"))]
+    whole = [
+        line
+        for line in open(f"{work}/reference-1.operations").read().splitlines()
+        if not line.startswith(("os.remove", "os.rmdir"))
+    ]
     for case in range(cases):
         way, ranks, words, limit, moment = ways[case % len(ways)], 1, ["train.py", *RUN], None, None
         place = f"{work}/disk-{case}"
@@ -390,7 +500,11 @@ def full_disks(work, cases, rng, bar):
             limit = int(2 ** rng.uniform(8, 22.5))  # 256 B to 6 MB, below the longest file
             moment = {"limit": limit}
         elif way == "operation":
-            moment = {"pattern": "^(open|os.rename|os.mkdir)", "count": rng.randrange(1, len(whole)), "full": True}
+            moment = {
+                "pattern": "^(open|os.rename|os.mkdir)",
+                "count": rng.randrange(1, len(whole)),
+                "full": True,
+            }
         elif way == "verdicts":
             words += ["--verdicts", f"{place}.kept/verdicts.sqlite"]
             os.makedirs(f"{place}.kept")
@@ -432,7 +546,11 @@ def read_only(work):
                 os.makedirs(f"{place}/run")
             subprocess.run(["mount", "-o", f"remount,{'rw' if yes else 'ro'}", place], check=True)
         else:
-            for folder in [place, *glob.glob(f"{place}/**/", recursive=True)] if yes else [*glob.glob(f"{place}/**/", recursive=True)]:
+            for folder in (
+                [place, *glob.glob(f"{place}/**/", recursive=True)]
+                if yes
+                else [*glob.glob(f"{place}/**/", recursive=True)]
+            ):
                 os.chmod(folder, 0o755 if yes else 0o555)
 
     if not os.environ.get(MOUNTS) and os.geteuid() == 0:
@@ -452,7 +570,16 @@ def read_only(work):
         compare(place, f"{work}/reference-1")
         os.makedirs(f"{place}/file")
         open(f"{place}/file/run", "w").close()  # a path through a regular file
-        told["through a file", sentence(*finish(f"{place}/file", ["train.py", *RUN, "--eval-problems", "../../val.jsonl", "--out", "run/run"]), ["run/run", "--out"])] += 1
+        told[
+            "through a file",
+            sentence(
+                *finish(
+                    f"{place}/file",
+                    ["train.py", *RUN, "--eval-problems", "../../val.jsonl", "--out", "run/run"],
+                ),
+                ["run/run", "--out"],
+            ),
+        ] += 1
         if os.environ.get(MOUNTS):
             subprocess.run(["umount", place], check=True)
     except Difference as error:
@@ -470,7 +597,8 @@ def full_stages(work, rng):
         "advantage.py": f"{whole}/run/v.jsonl --out run/a.jsonl",
         "train.py": f"--advantages {whole}/run/a.jsonl --out run/one --kl 0",
         "evaluate.py": f"{whole}/run/v.jsonl --out run/figures",
-        "evaluate.py curves": f"{work}/reference-1/run --out run/figures"}
+        "evaluate.py curves": f"{work}/reference-1/run --out run/figures",
+    }
     for name, words in commands.items():
         for out in (whole, place) if "verdicts" not in name else (place,):
             os.makedirs(f"{out}/run", exist_ok=True)
@@ -479,10 +607,22 @@ def full_stages(work, rng):
             code, said = finish(whole, command)
             if code:
                 raise Difference(f"{name} failed: {said[-2000:]}")
-        sizes = [300, 20000] if name in ("sample.py", "verify.py", "verify.py --verdicts", "advantage.py") else [200, 300000] if name == "train.py" else [300]
+        sizes = (
+            [300, 20000]
+            if name in ("sample.py", "verify.py", "verify.py --verdicts", "advantage.py")
+            else [200, 300000]
+            if name == "train.py"
+            else [300]
+        )
         try:
             for size in sizes:
-                told[name, sentence(*finish(place, command, {"limit": size}), ["run/|TMPDIR", "room", "again|--verdicts|--out|--resume|TMPDIR"])] += 1
+                told[
+                    name,
+                    sentence(
+                        *finish(place, command, {"limit": size}),
+                        ["run/|TMPDIR", "room", "again|--verdicts|--out|--resume|TMPDIR"],
+                    ),
+                ] += 1
             code, said = finish(place, command)
             if code:
                 raise Difference(f"with room again it failed: {said[-2000:]}")
@@ -499,26 +639,41 @@ def with_mounts():
     """Starts this program again with mounts of its own, where that is possible: they go with it, and nobody else sees them."""
     for prefix in (["unshare", "-m"], ["unshare", "-rm"]):
         tried = [*prefix, "mount", "-t", "tmpfs", "-o", "size=4k", "none", tempfile.gettempdir()]
-        if MOUNTS not in os.environ and shutil.which("unshare") and not subprocess.run(tried, capture_output=True).returncode:
+        if (
+            MOUNTS not in os.environ
+            and shutil.which("unshare")
+            and not subprocess.run(tried, capture_output=True).returncode
+        ):
             os.environ[MOUNTS] = "1"
             os.execvp(prefix[0], [*prefix, sys.executable, *sys.argv])
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Kills train.py at random moments and compares the resumed runs with one that was not killed.")
+    parser = argparse.ArgumentParser(
+        description="Kills train.py at random moments and compares the resumed runs with one that was not killed."
+    )
     parser.add_argument("--kills", type=int, default=50, help="kills of runs of one process")
     parser.add_argument("--two", type=int, default=12, help="kills of runs of two processes")
     parser.add_argument("--disk", type=int, default=24, help="runs on a disk that gets full")
-    parser.add_argument("--stages", action=argparse.BooleanOptionalAction, default=True, help="the other stages and the read-only folder too")
+    parser.add_argument(
+        "--stages",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the other stages and the read-only folder too",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--keep", help="folder to work in, which is left as it is (default: a temporary one)")
     args = parser.parse_args()
     with_mounts()
     preload()
     from tqdm import tqdm
+
     work = os.path.abspath(args.keep or tempfile.mkdtemp())
     os.makedirs(work, exist_ok=True)
-    with open(f"{ROOT}/toy/val.jsonl", encoding="utf-8") as file, open(f"{work}/val.jsonl", "w", encoding="utf-8") as out:
+    with (
+        open(f"{ROOT}/toy/val.jsonl", encoding="utf-8") as file,
+        open(f"{work}/val.jsonl", "w", encoding="utf-8") as out,
+    ):
         out.writelines(file.readlines()[:6])
     begun, told = time.time(), Counter()
     table = {ranks: {"kills": Counter(), "resumes": 0, "runs": 0} for ranks in (1, 2)}
@@ -536,11 +691,17 @@ def main():
         result = "stopped; all equal so far"
     except Difference as error:
         result = f"first difference: {error}"
-    print(f"\n| {'killed in':16} | {'1 process':>9} | {'2 processes':>11} |\n| {'-' * 16} | {'-' * 8}: | {'-' * 10}: |")
+    print(
+        f"\n| {'killed in':16} | {'1 process':>9} | {'2 processes':>11} |\n| {'-' * 16} | {'-' * 8}: | {'-' * 10}: |"
+    )
     for name in STAGES:
         print(f"| {name:16} | {table[1]['kills'][name]:9} | {table[2]['kills'][name]:11} |")
     for name in ("kills", "resumes", "runs"):
-        print("| {:16} | {:9} | {:11} |".format(name, *(n.total() if isinstance(n := table[ranks][name], Counter) else n for ranks in (1, 2))))
+        print(
+            "| {:16} | {:9} | {:11} |".format(
+                name, *(n.total() if isinstance(n := table[ranks][name], Counter) else n for ranks in (1, 2))
+            )
+        )
     for (way, words), count in sorted(told.items()):
         print(f"{count} x {way}: {words}")
     print(f"{time.time() - begun:.0f} seconds, seed {args.seed}: {result}")

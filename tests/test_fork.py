@@ -12,7 +12,9 @@ import pytest
 from lib import wheel
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SMALL = "--steps 1 --problems-per-step 8 --num-samples 16 --max-new-tokens 60 --train-batch 1 --eval-samples 0"
+SMALL = (
+    "--steps 1 --problems-per-step 8 --num-samples 16 --max-new-tokens 60 --train-batch 1 --eval-samples 0"
+)
 BLOCK = re.compile(r"^```(\w*) ?([\w/.]*)\n(.*?)^```$", re.M | re.S)
 
 

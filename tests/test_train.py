@@ -1,4 +1,5 @@
 """The loss, its gradients, the update and the loop that calls the stages."""
+
 import copy
 import json
 import math
@@ -35,9 +36,19 @@ def nodes_of(rows, budget):
 @pytest.fixture
 def model():
     from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=False)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            tie_word_embeddings=False,
+        )
+    ).eval()
 
 
 def make_rows(model, count=12, seed=1):
@@ -46,16 +57,39 @@ def make_rows(model, count=12, seed=1):
     n = lambda low, high: torch.randint(low, high, (), generator=g).item()  # noqa: E731
     ids = lambda count: torch.randint(4, 40, (count,), generator=g).tolist()  # noqa: E731
     prompts = [[1] + ids(length) for length in (2, 5, 8)]
-    rows = [{"id": f"t{i % 3}", "prompt_ids": prompts[i % 3], "completion_ids": ids(n(1, 15)) + [2], "advantage": torch.randn((), generator=g).item()}
-            for i in range(count)]
+    rows = [
+        {
+            "id": f"t{i % 3}",
+            "prompt_ids": prompts[i % 3],
+            "completion_ids": ids(n(1, 15)) + [2],
+            "advantage": torch.randn((), generator=g).item(),
+        }
+        for i in range(count)
+    ]
     for row, logprobs in zip(rows, lib.logprobs.completion_logprobs(model, rows)):
         row["logprobs"] = logprobs.tolist()
     return rows
 
 
 def settings(**changes):
-    return SimpleNamespace(**{**dict(temperature=1.0, micro_batch_tokens=64, dtype="float32", kl=0.1, clip=0.2, seed=0, minibatch=12,
-                                     ppo_epochs=1, grad_clip=1.0, grad_skip=20.0, reference_device="device"), **changes})
+    return SimpleNamespace(
+        **{
+            **dict(
+                temperature=1.0,
+                micro_batch_tokens=64,
+                dtype="float32",
+                kl=0.1,
+                clip=0.2,
+                seed=0,
+                minibatch=12,
+                ppo_epochs=1,
+                grad_clip=1.0,
+                grad_skip=20.0,
+                reference_device="device",
+            ),
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -67,14 +101,18 @@ def test_token_logprobs_equal_a_plain_forward_pass_of_each_row(model, temperatur
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
         logprobs = (model(ids).logits[0].double() / temperature).log_softmax(-1)
         start = len(row["prompt_ids"])
-        alone += [logprobs[start + k - 1, token] for k, token in enumerate(row["completion_ids"])]  # the EOS is the last
+        alone += [
+            logprobs[start + k - 1, token] for k, token in enumerate(row["completion_ids"])
+        ]  # the EOS is the last
     assert torch.allclose(together.double(), torch.stack(alone), atol=1e-5)
 
 
 def test_completion_logprobs_keep_the_order_of_the_rows(model):
     rows = make_rows(model)
     for budget in (1, 40, 10**6):
-        for row, logprobs in zip(rows, lib.logprobs.completion_logprobs(model, rows, micro_batch_tokens=budget)):
+        for row, logprobs in zip(
+            rows, lib.logprobs.completion_logprobs(model, rows, micro_batch_tokens=budget)
+        ):
             assert torch.allclose(logprobs, torch.tensor(row["logprobs"]), atol=1e-5)
 
 
@@ -94,25 +132,45 @@ def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_each_a
 
 
 def test_a_completion_sees_nothing_of_its_neighbours(model):
-    rows = [{"prompt_ids": [1, 5], "completion_ids": completion} for completion in ([7, 8, 2], [9, 2], [10, 11, 12, 2])]
+    rows = [
+        {"prompt_ids": [1, 5], "completion_ids": completion}
+        for completion in ([7, 8, 2], [9, 2], [10, 11, 12, 2])
+    ]
     values = logprobs_of(model, rows, sequences=[[0, 1, 2]])
     rows[0]["completion_ids"], rows[2]["completion_ids"] = [20, 21, 22], [23, 2]
     assert torch.equal(values[3:5], logprobs_of(model, rows, sequences=[[0, 1, 2]])[3:5])
     values[3:5].sum().backward()
-    assert model.model.embed_tokens.weight.grad[[5, 9]].abs().sum(1).min() > 0 and not model.model.embed_tokens.weight.grad[7:9].any()
+    assert (
+        model.model.embed_tokens.weight.grad[[5, 9]].abs().sum(1).min() > 0
+        and not model.model.embed_tokens.weight.grad[7:9].any()
+    )
 
 
 def test_a_tree_by_hand():
     #  prompt 1 5, then 7 - 8 - 9   of [7, 8, 9, 2]; [7, 8, 2], [7, 8] and the second [7, 8, 2] part from it behind 8 or have ended;
     #                     4         of [4, 2]; of [2] no node, since nothing is asked behind its only token
-    tokens, parents, paths = lib.logprobs.prefix_tree([1, 5], [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])
+    tokens, parents, paths = lib.logprobs.prefix_tree(
+        [1, 5], [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []]
+    )
     assert tokens == [1, 5, 7, 8, 9, 4] and parents == [-1, 0, 1, 2, 3, 1]
-    assert [path[:len(ids)] for path, ids in zip(paths, [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])] == [
-        [1, 2, 3, 4], [1, 5], [1, 2, 3], [1], [1, 2], [1, 2, 3], []]
+    assert [
+        path[: len(ids)]
+        for path, ids in zip(paths, [[7, 8, 9, 2], [4, 2], [7, 8, 2], [2], [7, 8], [7, 8, 2], []])
+    ] == [[1, 2, 3, 4], [1, 5], [1, 2, 3], [1], [1, 2], [1, 2, 3], []]
 
 
 def test_completions_that_begin_alike_have_the_values_and_gradients_of_each_alone(model):
-    completions = [[7, 8, 9, 2], [7, 8, 2], [7, 2], [7, 8, 9, 10, 11, 2], [7, 8, 2], [9, 8, 2], [7, 8], [2], [7, 12, 9, 2]]
+    completions = [
+        [7, 8, 9, 2],
+        [7, 8, 2],
+        [7, 2],
+        [7, 8, 9, 10, 11, 2],
+        [7, 8, 2],
+        [9, 8, 2],
+        [7, 8],
+        [2],
+        [7, 12, 9, 2],
+    ]
     rows = [{"prompt_ids": [1, 5, 6], "completion_ids": completion} for completion in completions]
     weights = torch.linspace(-1, 1, sum(map(len, completions)))
     results = []
@@ -129,13 +187,18 @@ def test_completions_that_begin_alike_have_the_values_and_gradients_of_each_alon
 def test_the_gradient_has_the_same_bits_each_time(model):
     """On two threads too, where the gradients of many tokens meet at one place of the tree."""
     rng, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
-    rows = [{"prompt_ids": [1, 5, 6], "completion_ids": [*torch.randint(3, 40, (2,), generator=rng).tolist(), 2]} for _ in range(2000)]
+    rows = [
+        {"prompt_ids": [1, 5, 6], "completion_ids": [*torch.randint(3, 40, (2,), generator=rng).tolist(), 2]}
+        for _ in range(2000)
+    ]
     torch.set_num_threads(2)
     try:
         gradients = []
         for _ in range(40):
             model.zero_grad()
-            (logprobs_of(model, rows, sequences=[list(range(2000))]) * torch.linspace(-1, 1, 6000)).sum().backward()
+            (
+                logprobs_of(model, rows, sequences=[list(range(2000))]) * torch.linspace(-1, 1, 6000)
+            ).sum().backward()
             gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
         assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
     finally:
@@ -147,9 +210,13 @@ def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) - 1 for row in rows)
     for budget in (1, 30, 10**6):
         sequences = {tuple(members): size for members, size in lib.logprobs.group_into_trees(rows, budget)}
-        assert sorted(sum(sequences, ())) == list(range(40)) and all(len({i % 3 for i in sequence}) == 1 for sequence in sequences)
+        assert sorted(sum(sequences, ())) == list(range(40)) and all(
+            len({i % 3 for i in sequence}) == 1 for sequence in sequences
+        )
         for sequence, length in sequences.items():
-            tokens, _, _ = lib.logprobs.prefix_tree(rows[sequence[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in sequence])
+            tokens, _, _ = lib.logprobs.prefix_tree(
+                rows[sequence[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in sequence]
+            )
             assert length == len(tokens) <= max(longest, min(2 * longest, budget))
         assert len(sequences) < 40
     assert len(lib.logprobs.group_into_trees(rows, 10**6)) < len(lib.logprobs.group_into_trees(rows, 1))
@@ -182,7 +249,12 @@ def test_gradient_of_the_token_losses_against_finite_differences(kl):
     x = new.clone().requires_grad_()
     loss_of(x).backward()
     step = 1e-6
-    differences = torch.stack([(loss_of(new + step * e) - loss_of(new - step * e)) / (2 * step) for e in torch.eye(64, dtype=torch.float64)])
+    differences = torch.stack(
+        [
+            (loss_of(new + step * e) - loss_of(new - step * e)) / (2 * step)
+            for e in torch.eye(64, dtype=torch.float64)
+        ]
+    )
     assert torch.allclose(x.grad, differences, atol=1e-7)
     clipped = train.token_losses(new, old, None, advantages, 0.2, 0.0)[2]
     assert 0 < clipped.sum() < 64
@@ -198,8 +270,11 @@ def test_gradient_through_the_model_against_finite_differences(model):
     rows = make_rows(model, 4)
     old = torch.cat([torch.tensor(row["logprobs"], dtype=torch.float64) for row in rows]) + 0.05
     lengths = torch.tensor([len(row["completion_ids"]) for row in rows])
-    advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float64).repeat_interleave(lengths)
+    advantages = torch.tensor([row["advantage"] for row in rows], dtype=torch.float64).repeat_interleave(
+        lengths
+    )
     ref = old - 0.1
+
     # token_logprobs goes to float32 before the softmax: too coarse for a difference, so the logits are taken in float64
     def loss():
         total = []
@@ -209,6 +284,7 @@ def test_gradient_through_the_model_against_finite_differences(model):
             start = len(row["prompt_ids"])
             total += [table[start + k - 1, token] for k, token in enumerate(row["completion_ids"])]
         return train.token_losses(torch.stack(total), old, ref, advantages, 0.2, 0.1)[0].mean()
+
     losses = train.token_losses(logprobs_of(model, rows), old, ref, advantages, 0.2, 0.1)[0]
     losses.mean().backward()
     generator = torch.Generator().manual_seed(0)
@@ -221,7 +297,9 @@ def test_gradient_through_the_model_against_finite_differences(model):
             down = loss()
             weight += 1e-4 * direction
         assert abs((weight.grad * direction).sum().item()) > 1e-3 or "norm" in name
-        assert (weight.grad * direction).sum().item() == pytest.approx(((up - down) / 2e-4).item(), rel=0.01, abs=1e-3), name
+        assert (weight.grad * direction).sum().item() == pytest.approx(
+            ((up - down) / 2e-4).item(), rel=0.01, abs=1e-3
+        ), name
 
 
 def updated(model, rows, **changes):
@@ -231,7 +309,9 @@ def updated(model, rows, **changes):
         reference = copy.deepcopy(model)
         for weight in reference.parameters():
             weight += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(7))
-    metrics = train.update(trained, reference, torch.optim.SGD(trained.parameters(), lr=0.1), rows, args, step=0)
+    metrics = train.update(
+        trained, reference, torch.optim.SGD(trained.parameters(), lr=0.1), rows, args, step=0
+    )
     return metrics, torch.cat([weight.detach().flatten() for weight in trained.parameters()])
 
 
@@ -258,8 +338,12 @@ def test_copies_of_a_completion_count_each(model):
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0).item()
     torch.optim.SGD(trained.parameters(), lr=0.1).step()
-    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5) and metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
-    assert torch.allclose(weights, torch.cat([weight.detach().flatten() for weight in trained.parameters()]), atol=1e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5) and metrics["grad_norm"] == pytest.approx(
+        norm, rel=1e-4
+    )
+    assert torch.allclose(
+        weights, torch.cat([weight.detach().flatten() for weight in trained.parameters()]), atol=1e-6
+    )
 
 
 def test_first_minibatch_has_ratio_one(model):
@@ -286,7 +370,10 @@ def test_update_raises_what_has_advantage(model):
         row["advantage"] = 1.0 if i % 2 else -1.0
     trained = copy.deepcopy(model)
     train.update(trained, None, torch.optim.SGD(trained.parameters(), lr=0.1), rows, settings(kl=0.0), step=0)
-    gain = [(after - torch.tensor(row["logprobs"])).sum().item() for row, after in zip(rows, lib.logprobs.completion_logprobs(trained, rows))]
+    gain = [
+        (after - torch.tensor(row["logprobs"])).sum().item()
+        for row, after in zip(rows, lib.logprobs.completion_logprobs(trained, rows))
+    ]
     assert sum(gain[1::2]) > 0 > sum(gain[0::2])
 
 
@@ -301,13 +388,23 @@ def test_a_wild_gradient_is_skipped(model, spoil):
 
 def test_no_reference_is_needed_where_kl_is_zero(model):
     rows = make_rows(model)
-    metrics = train.update(copy.deepcopy(model), None, torch.optim.SGD(model.parameters(), lr=0.1), rows, settings(kl=0.0), step=0)
+    metrics = train.update(
+        copy.deepcopy(model),
+        None,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        rows,
+        settings(kl=0.0),
+        step=0,
+    )
     assert metrics["kl"] == 0
 
 
 def test_eos_is_trained_and_nothing_after_it(model):
     """The gradient of the output row of a token that occurs nowhere but as the end is not the softmax part alone."""
-    rows = [{"prompt_ids": [1, 5, 6], "completion_ids": [7, 2]}, {"prompt_ids": [1, 5], "completion_ids": [7, 8, 9, 10, 2]}]
+    rows = [
+        {"prompt_ids": [1, 5, 6], "completion_ids": [7, 2]},
+        {"prompt_ids": [1, 5], "completion_ids": [7, 8, 9, 10, 2]},
+    ]
     logprobs = logprobs_of(model, rows)
     assert len(logprobs) == 7
     logprobs[1].backward()  # the first row's EOS
@@ -320,17 +417,34 @@ def test_eos_is_trained_and_nothing_after_it(model):
 
 def test_problems_of_a_pass_are_each_seen_once_in_an_order_of_its_own():
     problems, args = [{"id": i} for i in range(10)], SimpleNamespace(seed=3, problems_per_step=3)
-    passes = [[p["id"] for step in range(first, first + 3) for p in train.problems_of(step, problems, args)] for first in (0, 3)]
+    passes = [
+        [p["id"] for step in range(first, first + 3) for p in train.problems_of(step, problems, args)]
+        for first in (0, 3)
+    ]
     assert all(len(set(seen)) == 9 for seen in passes) and passes[0] != passes[1]
     assert len(train.problems_of(5, problems[:2], args)) == 2
 
 
 def test_alarms_speak():
-    row = {"groups_kept": 0, "truncated": 0.9, "verifier_errors": 3, "skipped": 1, "updates": 2, "grad_norm": 99.0, "logprob_gap": 2.0}
+    row = {
+        "groups_kept": 0,
+        "truncated": 0.9,
+        "verifier_errors": 3,
+        "skipped": 1,
+        "updates": 2,
+        "grad_norm": 99.0,
+        "logprob_gap": 2.0,
+    }
     sentences = " ".join(lib.metrics.alarms([row] * 3))
     for word in ("no group", "90%", "broke on 3", "1 of 2 updates", "disagree"):
         assert word in sentences
-    fine = {"groups_kept": 5, "truncated": 0.0, "verifier_errors": 0, "skipped": None, "logprob_gap": None}  # no update yet
+    fine = {
+        "groups_kept": 5,
+        "truncated": 0.0,
+        "verifier_errors": 0,
+        "skipped": None,
+        "logprob_gap": None,
+    }  # no update yet
     assert not list(lib.metrics.alarms([fine] * 3))
 
 
@@ -340,17 +454,27 @@ def test_only_a_whole_file_counts(tmp_path):
     path.parent.mkdir()
     lib.jsonl.write_jsonl(path, rows)
     assert lib.run.load_if_complete(str(path), 3, "reward") == rows
-    assert lib.run.load_if_complete(str(path), 4, "reward") is None and lib.run.load_if_complete(str(path), 3, "verdict") is None
+    assert (
+        lib.run.load_if_complete(str(path), 4, "reward") is None
+        and lib.run.load_if_complete(str(path), 3, "verdict") is None
+    )
     content = path.read_bytes()
-    for spoiled in (content[:-5], content[:content.rindex(b"{")], b"", content.replace(b"reward", b"rewarb")):
+    for spoiled in (
+        content[:-5],
+        content[: content.rindex(b"{")],
+        b"",
+        content.replace(b"reward", b"rewarb"),
+    ):
         path.write_bytes(spoiled)
         assert lib.run.load_if_complete(str(path), 3, "reward") is None
 
 
 # The command, on a run that is tiny but real: the embedded prover, real Lean.
 
-TINY = ("--steps 4 --problems-per-step 4 --num-samples 8 --train-batch 8 --minibatch 16 --ppo-epochs 2 --unlikeliness 0.25 "
-        "--kl 0.1 --save-every 2 --eval-samples 2 --max-new-tokens 80 --workers 2").split()
+TINY = (
+    "--steps 4 --problems-per-step 4 --num-samples 8 --train-batch 8 --minibatch 16 --ppo-epochs 2 --unlikeliness 0.25 "
+    "--kl 0.1 --save-every 2 --eval-samples 2 --max-new-tokens 80 --workers 2"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -363,8 +487,13 @@ def val_file(tmp_path_factory):
 
 def start(out, val_file, *more):
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    return subprocess.Popen([sys.executable, f"{ROOT}/train.py", "--out", str(out), "--eval-problems", val_file, *TINY, *more],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, f"{ROOT}/train.py", "--out", str(out), "--eval-problems", val_file, *TINY, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
 
 
 def finish(process):
@@ -377,8 +506,14 @@ def result(out):
     """What must be the same bit for bit: weights, metrics without times, the evaluations' verdicts."""
     with open(f"{out}/checkpoints/step_00004/model.safetensors", "rb") as file:
         weights = file.read()
-    metrics = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in read_jsonl(f"{out}/metrics.jsonl")]
-    verdicts = [(row["id"], row["completion"], row["verdict"]) for row in read_jsonl(f"{out}/eval_00004/verified.jsonl")]
+    metrics = [
+        {k: v for k, v in row.items() if not k.startswith("seconds")}
+        for row in read_jsonl(f"{out}/metrics.jsonl")
+    ]
+    verdicts = [
+        (row["id"], row["completion"], row["verdict"])
+        for row in read_jsonl(f"{out}/eval_00004/verified.jsonl")
+    ]
     return weights, metrics, verdicts
 
 
@@ -397,15 +532,32 @@ def test_a_run_writes_what_the_readme_says(whole_run):
     assert all(row["verifier_errors"] == 0 for row in metrics)
     assert all(row["logprob_gap"] < 1e-3 for row in metrics if row["updates"])
     assert "pass@" in output and "step    3" in output
-    for name in ("figures/story.png", "figures/story.csv", "eval_00000/verified.jsonl", "step_00001/advantages.jsonl",
-                 "checkpoints/step_00004/tokenizer.json", "checkpoints/step_00004/trainer.pt"):
+    for name in (
+        "figures/story.png",
+        "figures/story.csv",
+        "eval_00000/verified.jsonl",
+        "step_00001/advantages.jsonl",
+        "checkpoints/step_00004/tokenizer.json",
+        "checkpoints/step_00004/trainer.pt",
+    ):
         assert os.path.getsize(f"{out}/{name}") > 0
     assert not os.path.exists(f"{out}/checkpoints/step_00002/trainer.pt")
 
 
-@pytest.mark.parametrize("moment", ["eval_00000/samples.jsonl.part", "eval_00000/samples.jsonl", "step_00000/samples.jsonl",
-                                    "step_00001/verified.jsonl.part", "step_00002/verified.jsonl", "step_00003/advantages.jsonl",
-                                    "checkpoints/part", "checkpoints/part/trainer.pt", "eval_00004/samples.jsonl"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "eval_00000/samples.jsonl.part",
+        "eval_00000/samples.jsonl",
+        "step_00000/samples.jsonl",
+        "step_00001/verified.jsonl.part",
+        "step_00002/verified.jsonl",
+        "step_00003/advantages.jsonl",
+        "checkpoints/part",
+        "checkpoints/part/trainer.pt",
+        "eval_00004/samples.jsonl",
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole_run, val_file, moment):
     out = tmp_path / "killed"
     process = start(out, val_file)
@@ -424,7 +576,12 @@ def test_half_written_lines_are_made_again(tmp_path, whole_run, val_file):
         time.sleep(0.002)
     process.kill()
     process.communicate()
-    for name in ("step_00002/samples.jsonl", "step_00002/verified.jsonl", "step_00002/advantages.jsonl", "metrics.jsonl"):
+    for name in (
+        "step_00002/samples.jsonl",
+        "step_00002/verified.jsonl",
+        "step_00002/advantages.jsonl",
+        "metrics.jsonl",
+    ):
         with open(f"{out}/{name}", "rb+") as file:
             file.truncate(os.path.getsize(file.name) - 20)
     finish(start(out, val_file, "--resume"))
@@ -438,37 +595,64 @@ def test_the_stages_by_hand_give_the_advantages_and_the_update_of_train(tmp_path
         "verify.py {0}/s.jsonl --out {0}/v.jsonl --workers 2",
         "advantage.py {0}/v.jsonl --out {0}/a.jsonl --unlikeliness 0.25",
         "train.py --advantages {0}/a.jsonl --out {0}/run --minibatch 16 --ppo-epochs 2 --kl 0.1",
-        "evaluate.py {0}/v.jsonl --out {0}/figures"]
+        "evaluate.py {0}/v.jsonl --out {0}/figures",
+    ]
     for command in commands:
-        subprocess.run([sys.executable, *command.format(tmp_path).split()], cwd=ROOT, check=True, timeout=300,
-                       env=dict(os.environ, OMP_NUM_THREADS="1"))
+        subprocess.run(
+            [sys.executable, *command.format(tmp_path).split()],
+            cwd=ROOT,
+            check=True,
+            timeout=300,
+            env=dict(os.environ, OMP_NUM_THREADS="1"),
+        )
     keys = ("id", "sample", "completion_ids", "reward", "rank", "shaped_reward", "advantage")
-    mine, theirs = ([[row[key] for key in keys] for row in read_jsonl(path)] for path in (tmp_path / "a.jsonl", f"{out}/step_00000/advantages.jsonl"))
+    mine, theirs = (
+        [[row[key] for key in keys] for row in read_jsonl(path)]
+        for path in (tmp_path / "a.jsonl", f"{out}/step_00000/advantages.jsonl")
+    )
     assert mine == theirs
     assert os.path.exists(tmp_path / "run/checkpoints/step_00001/model.safetensors")
 
 
 def test_resume_refuses_other_settings_and_a_second_run_refuses_the_folder(whole_run, val_file):
     out = whole_run[0]
-    for more, words in ((["--resume", "--kl", "0.3"], ["--kl", "0.1", "0.3"]), ([], ["already holds a run", "--resume"])):
+    for more, words in (
+        (["--resume", "--kl", "0.3"], ["--kl", "0.1", "0.3"]),
+        ([], ["already holds a run", "--resume"]),
+    ):
         process = start(out, val_file, *more)
         output = process.communicate(timeout=60)[0]
         assert process.returncode == 2 and all(word in output for word in words) and "Traceback" not in output
 
 
 BAD = [
-    ("--steps -1", "at least 1"), ("--steps x", "invalid int"), ("--lr nan", "not a finite number"), ("--kl -0.1", "at least 0"),
-    ("--clip 0", "above 0"), ("--temperature 0", "above 0"), ("--grad-skip -3", "above 0"), ("--ppo-epochs 0", "at least 1"),
-    ("--unlikeliness minus", "invalid float"), ("--dtype int8", "invalid choice"), ("--problems no_such.jsonl", "no_such.jsonl"),
-    ("--model toy", "toy"), ("--device cudo", "cudo"), ("--lean no-such-lean", "no-such-lean"), ("--out /proc/x", "/proc/x"),
-    ("--eval-problems no_such.jsonl", "no_such.jsonl"), ("--advantages no_such.jsonl", "no_such.jsonl"), ("--bogus", "--bogus"),
+    ("--steps -1", "at least 1"),
+    ("--steps x", "invalid int"),
+    ("--lr nan", "not a finite number"),
+    ("--kl -0.1", "at least 0"),
+    ("--clip 0", "above 0"),
+    ("--temperature 0", "above 0"),
+    ("--grad-skip -3", "above 0"),
+    ("--ppo-epochs 0", "at least 1"),
+    ("--unlikeliness minus", "invalid float"),
+    ("--dtype int8", "invalid choice"),
+    ("--problems no_such.jsonl", "no_such.jsonl"),
+    ("--model toy", "toy"),
+    ("--device cudo", "cudo"),
+    ("--lean no-such-lean", "no-such-lean"),
+    ("--out /proc/x", "/proc/x"),
+    ("--eval-problems no_such.jsonl", "no_such.jsonl"),
+    ("--advantages no_such.jsonl", "no_such.jsonl"),
+    ("--bogus", "--bogus"),
 ]
 
 
 @pytest.mark.parametrize("flags, word", BAD)
 def test_bad_flags_end_with_one_sentence(tmp_path, flags, word):
     arguments = flags.split() if "--out" in flags else [*flags.split(), "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2, done.stderr
     assert word in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
@@ -476,13 +660,22 @@ def test_bad_flags_end_with_one_sentence(tmp_path, flags, word):
 
 def test_problem_files_that_are_bad(tmp_path):
     good = '{"id": "a", "statement": "theorem a (p : Prop) : p → p := by"}\n'
-    for name, content, words in [("broken", good + '{"id": "b", "st', ["line 2", "JSON"]), ("empty", "", ["no problems"]),
-                                 ("twice", good * 2, ["line 2", "id"]), ("lacks", '{"id": "a"}\n', ["line 1", "statement"]),
-                                 ("no_by", good.replace(" := by", ""), ["line 1", ":= by"])]:
+    for name, content, words in [
+        ("broken", good + '{"id": "b", "st', ["line 2", "JSON"]),
+        ("empty", "", ["no problems"]),
+        ("twice", good * 2, ["line 2", "id"]),
+        ("lacks", '{"id": "a"}\n', ["line 1", "statement"]),
+        ("no_by", good.replace(" := by", ""), ["line 1", ":= by"]),
+    ]:
         path = tmp_path / f"{name}.jsonl"
         path.write_text(content, encoding="utf-8")
-        done = subprocess.run([sys.executable, "train.py", "--problems", str(path), "--out", str(tmp_path / "run")], cwd=ROOT,
-                              capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "train.py", "--problems", str(path), "--out", str(tmp_path / "run")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 2 and all(word in done.stderr for word in [str(path), *words]), done.stderr
         assert not os.path.exists(tmp_path / "run")
 
