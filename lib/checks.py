@@ -53,8 +53,8 @@ def check_prompts(tokenizer: Any, problems: list[dict], texts: list[str], prompt
     settings = json.loads(getattr(tokenizer, "files", {}).get("tokenizer_config.json", "{}"))
     if settings.get("add_bos_token") and prompts[0][0] != tokenizer.bos_token_id:
         print(
-            f"warning: tokenizer_config.json wants {tokenizer.bos_token} before every text, but post_processor"
-            " in tokenizer.json adds none, and it decides",
+            f"warning: tokenizer_config.json wants {tokenizer.bos_token} before every text, but the"
+            " post_processor of tokenizer.json adds none, and it decides",
             file=sys.stderr,
         )
     ids = tokenizer(PROOF, add_special_tokens=False).input_ids
