@@ -1,19 +1,20 @@
 """Checks an installation of Lean: known proofs and cheats, the sandbox, the speed; prints a table.
 
-python tools/self_test.py                                                     # the wheel's Lean
-python tools/self_test.py --lean "lake env lean" --project DIR --workers 16   # a toolchain with Mathlib
+    python tools/self_test.py                                                     # the wheel's Lean
+    python tools/self_test.py --lean "lake env lean" --project DIR --workers 16   # a toolchain with Mathlib
+
+Ends with code 2 if a verdict is wrong.
 """
 
 import os
 import subprocess
 import sys
 import time
-from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from lib.cli import fail, flags
-from lib.lean import WITH_PARENT, find_lean, run_lean
-from verify import REWARD, add_flags, judge_batch, verify_rows
+from lib.lean import WITH_PARENT, Lean, find_lean, run_lean
+from verify import add_flags, verify_rows
 
 TRUE, FALSE = ("theorem self_test (p q : Prop) : p → {} := by".format(goal) for goal in "pq")
 HONEST, WRONG = "\n  intro h\n  exact h", "\n  intro h\n  skip"
@@ -32,93 +33,55 @@ CHEATS = {
     "an invisible character": "\n  so\u200brry",
 }
 RUNAWAY = "\n  set_option maxHeartbeats 0 in\n  repeat' (intro h; revert h)"
+CHECKS = [
+    ("an honest proof", TRUE, HONEST, "proved"),
+    ("a wrong proof", FALSE, HONEST, "rejected"),
+    ("an unfinished proof", TRUE, WRONG, "rejected"),
+    ("a statement that is none", "theorem t : no such := by", HONEST, "error"),
+    ("text after the fence", TRUE, HONEST + "\n```\nSo it holds.", "rejected"),
+    ("a proof that never ends", TRUE, RUNAWAY, "timeout"),
+    *((name, FALSE, cheat, "rejected") for name, cheat in CHEATS.items()),
+]
 PROBE = """echo $(ulimit -v) $(ulimit -t) $(ulimit -f) $( (ulimit -u || ulimit -p) 2>/dev/null) x
-grep -c : /proc/net/dev; ls -d /proc/[0-9]* | grep -c .; echo "$TMPDIR"; [ -z "$(ls -A "$TMPDIR")" ] && echo empty"""
+grep -c : /proc/net/dev; ls -d /proc/[0-9]* | grep -c .
+echo "$TMPDIR"; [ -z "$(ls -A "$TMPDIR")" ] && echo empty"""
 
 
-def row(statement: str, completion: str) -> dict:
-    return {"statement": statement, "completion": completion}
+def honest_rows(count: int) -> list[dict]:
+    return [{"statement": TRUE, "completion": f"\n  intro h{k}\n  exact h{k}"} for k in range(count)]
 
 
-def sandbox(lean):
-    """[(what, whether it holds here)], asked of a shell in the place of Lean."""
-    done = subprocess.run(
-        [*lean.sandbox, "sh", "-c", PROBE],
-        env=dict(lean.env, CPU_SECONDS="77"),
-        capture_output=True,
-        text=True,
-    )
-    limits, interfaces, processes, folder, empty = (done.stdout.splitlines() + [""] * 5)[:5]
-    memory, cpu, size, number = (limits.split() + ["unlimited"] * 4)[:4]
-    return [
-        ("no network", interfaces == "1"),
-        (
-            "no other process in sight, all of them gone with the first",
-            processes.isdigit() and int(processes) < 10,
-        ),
-        ("at most 256 processes (root is exempt)", number == "256" and os.getuid() != 0),
-        ("address space limited", memory.isdigit()),
-        ("CPU time limited", cpu == "77"),
-        ("size of files limited", size.isdigit()),
-        ("a private temporary folder, removed afterwards", empty == "empty" and not os.path.exists(folder)),
-        ("gone when verify.py is killed", WITH_PARENT[0] in lean.sandbox),
-    ]
+def wrong_verdicts(lean: Lean, workers: int, timeout: float) -> list[str]:
+    """Prints what became of CHECKS, each beside an honest proof, and returns those that went wrong."""
+    neighbours = honest_rows(len(CHECKS))
+    rows = [{"statement": statement, "completion": completion} for _, statement, completion, _ in CHECKS]
+    mixed = [row for pair in zip(rows, neighbours) for row in pair]
+    judged = verify_rows(mixed, lean, False, workers=workers, batch=len(mixed), timeout=timeout)
+    print(f"{'check':42s}{'must be':10s}{'is':10s}why")
+    for (name, _, _, expected), row in zip(CHECKS, judged[::2]):
+        print(f"{name:42s}{expected:10s}{row['verdict']:10s}{' '.join(row['message'].split())[:60]}")
+    others = sorted({row["verdict"] for row in judged[1::2]})
+    print(f"{'their neighbours, all honest':42s}{'proved':10s}{', '.join(others)}")
+    wrong = [check[0] for check, row in zip(CHECKS, judged[::2]) if row["verdict"] != check[3]]
+    return wrong if others == ["proved"] else [*wrong, "their neighbours"]
 
 
-def self_test(lean: Any, workers: int, batch: int) -> None:
-    """Prints the table; ends the program with code 2 where a verdict is not what it must be."""
-    start = time.monotonic()
-    run_lean(lean.header.rstrip() + "\n", lean, 600)
-    seconds = time.monotonic() - start
-    print(f"Lean {lean.version}: {' '.join(lean.command)}\nstart and header: {seconds:.2f} s\n")
-    checks = [
-        ("an honest proof", TRUE, HONEST, "proved"),
-        ("a wrong proof", FALSE, HONEST, "rejected"),
-        ("an unfinished proof", TRUE, WRONG, "rejected"),
-        ("a statement that is none", "theorem t : no such := by", HONEST, "error"),
-        ("a truncated proof", TRUE, HONEST, "rejected"),
-        ("a proof that never ends", TRUE, RUNAWAY, "timeout"),
-    ]
-    checks += [(name, FALSE, cheat, "rejected") for name, cheat in CHEATS.items()]
-    rows = [row(statement, completion) for _, statement, completion, _ in checks]
-    rows[4]["finish_reason"] = "length"
-    neighbours = [row(TRUE, f"\n  intro h{number}\n  exact h{number}") for number in range(len(rows))]
-    timeout = 3 + 3 * seconds
-    out = verify_rows(
-        [one for pair in zip(rows, neighbours) for one in pair],
-        lean,
-        progress=False,
-        workers=workers,
-        batch=2 * len(rows),
-        timeout=timeout,
-    )
-    alone = [judge_batch([(lean.header, one["statement"], one["completion"])], lean, timeout) for one in rows]
-    print(f"{'check':42s}{'must be':10s}{'is':10s}{'Lean alone':12s}why")
-    bad = []
-    for (name, _, _, expected), found, one in zip(checks, out[::2], alone):
-        ((verdict, _, _),) = one.values()
-        print(
-            f"{name:42s}{expected:10s}{found['verdict']:10s}{verdict:12s}{' '.join(found['message'].split())[:60]}"
-        )
-        bad += [name] * (found["verdict"] != expected or found["reward"] != REWARD[expected])
-    print(
-        f"{'their neighbours, all honest':42s}{'proved':10s}{', '.join(sorted({one['verdict'] for one in out[1::2]}))}"
-    )
-    bad += ["their neighbours"] * any(one["verdict"] != "proved" for one in out[1::2])
-    print("\nsandbox")
-    for what, holds in sandbox(lean):
-        print(f"{what:62s}{'yes' if holds else 'NO, not on this machine'}")
-    for number in sorted({1, workers}):
-        rows = [row(TRUE, f"\n  intro h{k}\n  exact h{k}") for k in range(batch * number)]
-        start = time.monotonic()
-        verify_rows(rows, lean, progress=False, workers=number, batch=batch)
-        print(
-            f"\n{number} worker{'s' * (number > 1)}, batches of {batch}: {len(rows) / (time.monotonic() - start):.0f} trivial proofs/s",
-            end="",
-        )
-    print()
-    if bad:
-        fail(f"wrong verdicts for: {', '.join(bad)}; do not trust this installation")
+def sandbox(lean: Lean) -> dict[str, bool]:
+    """What the sandbox holds off on this machine, asked of a shell in the place of Lean."""
+    command, env = [*lean.sandbox, "sh", "-c", PROBE], dict(lean.env, CPU_SECONDS="77")
+    said = subprocess.run(command, env=env, capture_output=True, text=True).stdout
+    limits, interfaces, processes, folder, empty = (said.splitlines() + [""] * 5)[:5]
+    memory, cpu, size, count = (limits.split() + ["unlimited"] * 4)[:4]
+    return {
+        "no network": interfaces == "1",
+        "no other process in sight": processes.isdigit() and int(processes) < 10,
+        "at most 256 processes (root is exempt)": count == "256" and os.getuid() != 0,
+        "address space limited": memory.isdigit(),
+        "CPU time limited": cpu == "77",
+        "size of files limited": size.isdigit(),
+        "a private temporary folder, removed afterwards": empty == "empty" and not os.path.exists(folder),
+        "gone when verify.py is killed": WITH_PARENT[0] in lean.sandbox,
+    }
 
 
 def main():
@@ -126,7 +89,21 @@ def main():
     add_flags(parser)
     args = parser.parse_args()
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
-    self_test(lean, args.workers, args.verify_batch)
+    start = time.monotonic()
+    run_lean(lean.header.rstrip() + "\n", lean, 600)
+    seconds = time.monotonic() - start
+    print(f"Lean {lean.version}: {' '.join(lean.command)}\nstart and header: {seconds:.2f} s\n")
+    wrong = wrong_verdicts(lean, args.workers, 3 + 3 * seconds)
+    print("\nsandbox")
+    for what, holds in sandbox(lean).items():
+        print(f"{what:52s}{'yes' if holds else 'NO, not on this machine'}")
+    rows = honest_rows(args.verify_batch * args.workers)
+    start = time.monotonic()
+    verify_rows(rows, lean, progress=False, workers=args.workers, batch=args.verify_batch)
+    speed = len(rows) / (time.monotonic() - start)
+    print(f"\nworkers: {args.workers}, batches of {args.verify_batch}: {speed:.0f} trivial proofs/s")
+    if wrong:
+        fail(f"wrong verdicts for: {', '.join(wrong)}; do not trust this installation")
 
 
 if __name__ == "__main__":
