@@ -71,6 +71,8 @@ def build(
         check_sampler(sampler, longest)
     for scored in filter(None, (model, reference)):
         check_logprobs(scored, longest, args.dtype if sharded else "float32")
+        if sharded:
+            scored.reshard()  # a forward pass leaves the root gathered; the optimizer needs its shards
     if reference and args.reference_device == "cpu":
         reference.to("cpu")
     fused = torch.device(args.device).type == "cuda"  # otherwise AdamW would hold another copy of the weights
