@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,8 +42,8 @@ def load_model(
     if not os.path.exists(path):
         if path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.isdir(path.partition("/")[0]):
             fail(f"there is no folder {path}; give a model folder or a model of the Hugging Face hub")
-        print(f"{path} is not a folder here, so it is loaded from the Hugging Face hub", file=sys.stderr)
-    options: dict[str, Any] = dict(local_files_only=os.path.exists(path), trust_remote_code=False)
+    local = os.path.exists(path) or is_cached(path)
+    options: dict[str, Any] = dict(local_files_only=local, trust_remote_code=False)
     try:
         tokenizer = load_tokenizer(path, options)
         config = AutoConfig.from_pretrained(path, **options)
@@ -83,6 +84,21 @@ def load_model(
         if isinstance(head, torch.nn.Linear):
             head.forward = functools.partial(float32_head, head)
     return model, tokenizer
+
+
+def is_cached(name: str) -> bool:
+    """Whether a model of the hub is on this machine already. If not, the hub is asked for it once, so that a
+    mistyped name or a missing network is told of at once: the hub's own client retries for minutes."""
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # of many types, all of which say that there is no such model to be had
+        fail(
+            f"there is no folder {name}, and no such model on the Hugging Face hub ({cause(error)}); check the name"
+        )
+    print(f"{name} is not a folder here, so it is loaded from the Hugging Face hub", file=sys.stderr)
+    return False
 
 
 def attention(config: Any) -> str | None:

@@ -427,3 +427,19 @@ def test_weights_that_are_not_there(tiny_model_dir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         load_model(str(tmp_path))
     assert "lm_head.weight" in capsys.readouterr().err
+
+
+def test_a_mistyped_model_name_is_looked_up_once(monkeypatch, capsys):
+    """The hub's own client would retry for minutes."""
+    asked = []
+
+    def model_info(self, name, timeout):
+        asked.append(name)
+        raise OSError("404 Client Error")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(SystemExit) as end:
+        load_model("nobody/no-such-model")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and asked == ["nobody/no-such-model"]
+    assert "nobody/no-such-model is no folder here" in said and "404 Client Error" in said
