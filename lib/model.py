@@ -94,9 +94,7 @@ def is_cached(name: str) -> bool:
             return True
         HfApi().model_info(name, timeout=10)
     except Exception as error:  # of many types, all of which say that there is no such model to be had
-        fail(
-            f"there is no folder {name}, and no such model on the Hugging Face hub ({cause(error)}); check the name"
-        )
+        fail(f"{name} is no folder here, nor a model of the Hugging Face hub ({cause(error)}); check it")
     print(f"{name} is not a folder here, so it is loaded from the Hugging Face hub", file=sys.stderr)
     return False
 
