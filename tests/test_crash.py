@@ -17,7 +17,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 from test_distributed import tiny  # noqa: E402
 
+import lib.jsonl
 import lib.lean
+import lib.metrics
 import lib.run
 import verify  # noqa: E402
 
@@ -71,16 +73,19 @@ def test_no_room_for_what_lean_is_given(capsys, monkeypatch):
     )
 
 
+GRADED = {"id": "a", "reward": 1.0, "advantage": None, "completion": "x", "finish_reason": "stop"}
+
+
 class Tokenizer:
-    def save_pretrained(self, folder):
-        with open(f"{folder}/tokenizer.json", "w") as file:
-            file.write("x" * 5000)
+    files = {"tokenizer.json": b"x" * 5000}
 
 
-def checkpoint(out, steps):
+def checkpoint(out, steps, keep=0):
     model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
-    lib.run.save_checkpoint(model, Tokenizer(), optimizer, steps, [], SimpleNamespace(out=str(out), keep=0))
+    lib.run.save_checkpoint(
+        model, Tokenizer(), optimizer, steps, [], SimpleNamespace(out=str(out), keep=keep)
+    )
 
 
 @contextlib.contextmanager
@@ -125,6 +130,39 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
     lib.run.prune_checkpoints(last, 0)
     left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
     assert left[1] == sorted([*left[0], "optimizer", "trainer.pt"]) and "model.safetensors" in left[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for steps in range(1, 5):
+        checkpoint(tmp_path, steps, keep=2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step_00003", "step_00004"]
+    assert not os.path.exists(tmp_path / "checkpoints/step_00003/trainer.pt")
+    assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00004")
+
+
+def test_two_runs_of_one_name_have_different_tracker_ids(tmp_path):
+    """A tracker's server would take them for one run and drop steps."""
+    records = [lib.run.open_run(run_of(tmp_path / place / "same:name?"))[0] for place in ("a", "b")]
+    assert records[0]["run_id"] != records[1]["run_id"] and records[0]["run_id"].isalnum()
+    os.makedirs(tmp_path / "moved")
+    lib.jsonl.write_jsonl(str(tmp_path / "moved/args.json"), [records[0]])
+    record, _ = lib.run.open_run(SimpleNamespace(**records[0]["settings"] | {"out": str(tmp_path / "moved")}))
+    assert record["run_id"] == records[0]["run_id"]
+
+
+def test_metrics_are_appended_and_cut_back_to_the_checkpoint(tmp_path):
+    rows = [lib.metrics.step_metrics(step, [GRADED]) | {"seconds_sample": 1.0} for step in range(4)]
+    args = SimpleNamespace(out=str(tmp_path), resume_from=None)
+    report = lib.metrics.start_report(args, lambda row: None, [])
+    for row in rows:
+        report(row)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(content[:-20])  # a kill in the middle of the last row
+    history = lib.metrics.read_metrics(args, 3)
+    lib.metrics.start_report(args, lambda row: None, history)(rows[3])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+    with pytest.raises(SystemExit):
+        lib.metrics.read_metrics(args, 9)
 
 
 def run_of(out, **changes):
