@@ -103,7 +103,7 @@ def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
     rows, expected = fault_rows(2000, faults)
     lean = with_faults(lib.lean.find_lean(), tmp_path)
     assert (
-        judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=4.0)
+        judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=8.0)
         == expected
     )
     assert not glob.glob(str(tmp_path / "tmp.*"))
