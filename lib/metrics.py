@@ -111,7 +111,7 @@ def start_report(
             row[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-        history[:] = [*history[-2:], row]
+        history[:] = [*history[-2:], metrics]
         log(row)
         tqdm.write(step_line(metrics))
         for sentence in alarms(history):
