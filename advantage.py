@@ -7,7 +7,7 @@ Reads: id, sample, completion_ids, logprobs, reward (null where the verifier bro
        must be next to each other, as sample.py and verify.py write them.
 Adds:  rank           0 = most likely completion of its group under pi_old .. G-1 = least likely
        shaped_reward  r_i = R_i (1 - beta_rank (G - rank_i) / G)
-       advantage      A_i = (r_i - mean(r)) / (std(r) + 1e-6), the same for every token of the completion
+       advantage      of grpo: A_i = (r_i - mean(r)) / (std(r) + 1e-6), the same for every token
 G counts the rows of a group that have a reward; the others get null for all three keys. A dropped group gets
 null for shaped_reward and advantage.
 
@@ -28,7 +28,7 @@ def likelihood_rank(completions: Sequence[Hashable], scores: Sequence[float]) ->
     """Ranks [G] by falling score, 0 = most likely. Tied completions share their mean rank, and identical ones
     always tie: float noise must not order them. (Neither the paper nor its release mentions ties.)"""
     numbers: dict = {}
-    texts = [numbers.setdefault(completion, len(numbers)) for completion in completions]
+    texts = [numbers.setdefault(completion, len(numbers)) for completion in completions]  # [G] numbers
     mean_scores = np.bincount(texts, scores) / np.bincount(texts)  # one per distinct completion
     falling = -mean_scores[texts]  # [G]
     ordered = np.sort(falling)
@@ -37,7 +37,8 @@ def likelihood_rank(completions: Sequence[Hashable], scores: Sequence[float]) ->
 
 
 def unlikeliness_reward(rewards: np.ndarray, ranks: np.ndarray, beta_rank: float) -> np.ndarray:
-    """Shaped rewards [G] (section 4.1): of two right completions the less likely earns more; 0 and less stay.
+    """Shaped rewards [G] (section 4.1): of two right completions the less likely earns more; rewards of
+    0 and less stay as they are.
     The release has (G - 1 - rank) for (G - rank): its penalty is smaller by beta_rank / G."""
     group_size = len(rewards)
     return np.where(rewards > 0, rewards * (1 - beta_rank * (group_size - ranks) / group_size), rewards)

@@ -153,7 +153,8 @@ def sample_rows(
 ) -> Iterator[dict]:
     """Yields rows, group by group in the order of the problems, without the first `skip` groups.
 
-    args: the flags of add_flags. engines: vLLM's; without them torch samples."""
+    args: the flags of add_flags. engines: vLLM's; without them torch samples. Both yield the list of a
+    problem's Completions (lib/decode.py); another sampler would take their place here."""
     prompts = encode_prompts(model, tokenizer, problems, args)
     eos = model.generation_config.eos_token_id
     eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}

@@ -4,7 +4,7 @@
     python train.py --kl 0.02                               # GRPO-Default
     python train.py --advantages advantages.jsonl --out runs/by-hand    # one update on a file
     torchrun --nproc-per-node 8 train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --template deepseek \\
-        --engine vllm --dtype bfloat16 --gradient-checkpointing ...        # rank 0 does all but the update
+        --engine vllm --dtype bfloat16 --gradient-checkpointing ...   # all ranks update; rank 0 does the rest
 
 Reads: problems (id, statement).
 Writes to runs/NAME: step_00012/{problems,samples,verified,advantages}.jsonl, the files of the other stages;
@@ -83,9 +83,9 @@ def add_logprobs(model: Any, rows: list[dict], key: str, args: Namespace) -> Non
 def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: Namespace, step: int) -> dict:
     """PPO epochs over the rows of the buffer (paper, section 4.2). Returns means over everything it saw.
 
-    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the ranks.
-    """
-    count, device = ranks.ranks()[1], device_of(model)
+    The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number
+    of processes (the ranks of lib/ranks.py, no kin of the ranks of completions)."""
+    count, device = ranks.ranks()[1], device_of(model)  # count: of processes
     rows = [dict(row) for row in rows]
     # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
@@ -99,13 +99,13 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
     for epoch in range(args.ppo_epochs):
         for minibatch in minibatches(rows, args, step, epoch):
             tokens = sum(len(row["completion_ids"]) for row in minibatch)
-            for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):
+            for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):  # of lib/logprobs.py
                 batch = make_batch(minibatch, trees, device)
                 logprobs = token_logprobs(model, batch, args.temperature, args.dtype)  # [N]
                 losses = token_losses(
                     logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, args.clip, args.kl
                 )
-                # Times the number of ranks, because gradients are averaged over them.
+                # Times the number of processes, because gradients are averaged over them.
                 (batch.weight * losses[0].sum() * count / tokens).backward()
                 sums += batch.weight * torch.stack([values.detach().sum() for values in losses])
             ranks.average_gradients(model)
@@ -200,7 +200,7 @@ def sampler_seed(args: Namespace, step: int) -> int:
 
 
 def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -> None:
-    """Completions of the held-out problems in OUT/eval_00100, at the steps that --eval-every asks for."""
+    """Verified completions of the held-out problems: OUT/eval_00100. Before, after, as --eval-every asks."""
     due = step in (0, args.steps) or args.eval_every and step % args.eval_every == 0
     if held_out and due:
         tqdm.write(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
@@ -298,7 +298,7 @@ def main() -> None:
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):
         if on_rank_0:
             if args.advantages:
-                rows, seconds = problems, {}
+                rows, seconds = problems, {}  # rows, not problems: see prepare
             else:
                 rows, seconds = collect_step(prover, problems, step, args)
             buffer += [row for row in rows if row["advantage"] is not None]

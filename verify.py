@@ -122,11 +122,11 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
     """The first rule that fits a candidate decides:
 
     1. its statement has an error          error; but a batch of several statements is first split by them
-    2. Lean ended before or in that        the header or the statement is at fault: once more, then error
+    2. Lean ended there or in the header   that is at fault: once more, but not after a timeout; then error
     3. Lean ran out of time in the proof   timeout
     4. Lean crashed in the proof           once more, alone; then rejected, or error if the machine killed it
-    5. Lean ended before the proof         again, without the one where it ended
-    6. no error, no axioms but Lean's own  proved
+    5. Lean told nothing of the proof      again, without the one where it ended
+    6. no error, no axioms but Lean's own  proved, if Lean came to the end of what stands before it
     7. neither proved nor an own error     again, alone: a neighbour may be at fault
     8. else                                rejected
     """
@@ -135,7 +135,7 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
         parts = [[key for key in batch if key[1] == statement] for statement in bad]
         parts.append([key for key in batch if key[1] not in bad])
         return {}, [(part, first_try) for part in parts if part]
-    places = {key: place for place, key in enumerate(found.keys, 1)}
+    places = {key: place for place, key in enumerate(found.keys, 1)}  # regions of lib/lean_file.py
     verdicts: Verdicts = {}
     alone, once_more, after = [], [], []
     for key in batch:
