@@ -198,7 +198,7 @@ def main():
     add("--out", required=True, help="JSONL to write")
     add("--split", help="only rows whose column split is this, such as test")
     add("--without", nargs="+", default=[], metavar="FILE", help="leave out what is a theorem here too")
-    add("--header", help="first lines of each Lean file, or keep: the rows' own (default: verify.py's)")
+    add("--header", help="first lines of each Lean file, or keep: the rows' own (default: Mathlib's)")
     add("--drop-defective", action="store_true", help="leave out statements that do not say what was meant")
     args = parser.parse_args()
     if not re.match(r"keep\Z|\s*(import|prelude)\b", args.header or "keep"):
