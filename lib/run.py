@@ -149,7 +149,10 @@ def open_run(args: argparse.Namespace) -> tuple[dict, str | None]:
             record["run_id"] = check_settings(args, path, record)
     except OSError as error:
         fail(f"cannot use the run folder {args.out} ({error.strerror}); name another with --out")
-    return record, last_checkpoint(args.out) or args.resume_from
+    checkpoint = last_checkpoint(args.out)
+    if checkpoint:
+        prune_checkpoints(checkpoint, args.keep)  # the run may have been killed before it could
+    return record, checkpoint or args.resume_from
 
 
 def remove_if_empty(folder: str) -> None:

@@ -126,8 +126,9 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
         os.rename(tmp_path / "checkpoints", tmp_path / f"checkpoints-{steps}")
     os.rename(tmp_path / "checkpoints-1/step_00001", tmp_path / "checkpoints-2/step_00001")
     os.rename(tmp_path / "checkpoints-2", tmp_path / "checkpoints")
-    last = lib.run.last_checkpoint(str(tmp_path))
-    lib.run.prune_checkpoints(last, 0)
+    lib.jsonl.write_jsonl(str(tmp_path / "args.json"), [{"settings": {}, "files": {}, "run_id": "1"}])
+    _, last = lib.run.open_run(run_of(tmp_path, keep=0))
+    assert last == lib.run.last_checkpoint(str(tmp_path))
     left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
     assert left[1] == sorted([*left[0], "optimizer", "trainer.pt"]) and "model.safetensors" in left[0]
 
@@ -172,6 +173,7 @@ def run_of(out, **changes):
             "advantages": None,
             "resume": True,
             "resume_from": None,
+            "keep": 0,
             "model": None,
             "problems": None,
             "eval_problems": None,
