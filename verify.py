@@ -192,6 +192,8 @@ def lean_verifier(
             verdict, message, seconds = judged.get(key, ("error", "", 0.0))
             if known and not message.startswith("bad "):
                 (verdict, message), seconds = known, 0.0
+            elif lean.fixed and message.startswith("bad statement"):
+                message = f"{message[:220]} (the wheel's Lean has only propositional logic: give --lean)"
             added.append(dict(zip(ADDED, (verdict, REWARD[verdict], message[:300], round(seconds, 4)))))
         return added
 

@@ -536,3 +536,11 @@ def test_command_line(tmp_path):
     )
     assert done.returncode == 0 and "1 proved" in done.stdout
     assert json.loads((tmp_path / "out").read_text())["reward"] == 1.0
+
+
+@needs_lean
+def test_a_statement_beyond_the_prelude_says_what_it_knows():
+    row = {"statement": "theorem a (x : Nat) : x + 0 = x := by", "completion": "\n  rfl"}
+    (out,) = verify.verify_rows([row], progress=False)
+    assert out["verdict"] == "error" and out["message"].startswith("bad statement")
+    assert out["message"].endswith("(the wheel's Lean has only propositional logic: give --lean)")
