@@ -21,7 +21,9 @@ import time
 from argparse import Namespace
 from typing import Any, NamedTuple
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: spinning OpenMP threads starve each other
+from lib.cli import before_imports, fail, flags, number
+
+before_imports()
 
 import numpy as np
 import torch
@@ -31,10 +33,8 @@ from tqdm import tqdm
 import advantage
 import sample
 import verify
-from advantage import add_advantages
 from evaluate import compare
 from lib import build, ranks, run
-from lib.cli import fail, flags, number
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
@@ -191,7 +191,7 @@ def collect_step(prover: Prover, problems: list[dict], step: int, args: Namespac
     """A step's rows with their advantages, and seconds."""
     folder, batch = f"{args.out}/step_{step:05d}", problems_of(step, problems, args)
     rows, seconds = collect(prover, batch, args.num_samples, folder, sampler_seed(args, step), args)
-    return list(tee_jsonl(f"{folder}/advantages.jsonl", add_advantages(rows, args))), seconds
+    return list(tee_jsonl(f"{folder}/advantages.jsonl", advantage.add_advantages(rows, args))), seconds
 
 
 def sampler_seed(args: Namespace, step: int) -> int:

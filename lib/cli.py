@@ -1,10 +1,12 @@
 """Command lines: one sentence for an error, checked numbers, --help with defaults, quiet ends."""
 
 import argparse
+import ctypes
 import difflib
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -75,8 +77,15 @@ def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def die_with_torchrun() -> None:
+    """No rank outlives torchrun: it would go on writing into the folder of the run that is resumed."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def before_imports() -> None:
-    """What a script does before it imports torch."""
+    """What a script does before it imports torch, which takes seconds."""
+    die_with_torchrun()
 
     def quiet(kind, error, traceback):
         if issubclass(kind, KeyboardInterrupt):
@@ -84,7 +93,7 @@ def before_imports() -> None:
         else:
             sys.__excepthook__(kind, error, traceback)
 
-    sys.excepthook = quiet  # importing torch takes seconds: Ctrl-C during them leaves no traceback
+    sys.excepthook = quiet  # Ctrl-C during the imports leaves no traceback
     # Limit OpenMP's busy-waiting: spinning threads starve each other.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

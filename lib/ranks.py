@@ -3,7 +3,6 @@
 Unused without torchrun: then rank is 0 of 1, and broadcast returns what it is given.
 """
 
-import ctypes
 import datetime
 import functools
 import os
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from lib.cli import cause, fail
+from lib.cli import cause, die_with_torchrun, fail
 
 
 def ranks() -> tuple[int, int]:
@@ -32,8 +31,7 @@ def start_ranks() -> Callable:
     within half an hour."""
     if not dist.is_torchelastic_launched():
         return lambda value: value
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
+    die_with_torchrun()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
