@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lib import dojo
-from lib.cli import fail, flags, number, printable
+from lib.cli import fail, flags, number, printable, run
 from lib.jsonl import check_out, numbered_rows, read_jsonl, resume_jsonl
 from lib.lean import KILLED, Lean, find_lean, header_of
 from lib.lean_file import GAP, Findings, bad_statements, gap, run_batch
@@ -297,4 +297,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -89,7 +89,9 @@ def stored_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> s
 
 def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint: str | None) -> None:
     """What the run is about to do."""
-    name = SETTINGS.get((args.ppo_epochs, args.kl, args.unlikeliness), "none of the paper's settings")
+    name = "none of the paper's settings"
+    if args.estimator == "grpo" and args.filter == "raw":
+        name = SETTINGS.get((args.ppo_epochs, args.kl, args.unlikeliness), name)
     print(
         f"{name}: unlikeliness {args.unlikeliness:g}, PPO epochs {args.ppo_epochs}, KL {args.kl:g}\n"
         f"{args.steps} steps of {args.problems_per_step} problems x {args.num_samples} completions, out of"
