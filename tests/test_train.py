@@ -137,7 +137,12 @@ def test_a_completion_sees_nothing_of_its_neighbours(model):
         for completion in ([7, 8, 2], [9, 2], [10, 11, 12, 2])
     ]
     values = logprobs_of(model, rows, sequences=[[0, 1, 2]])
-    rows[0]["completion_ids"], rows[2]["completion_ids"] = [20, 21, 22], [23, 2]
+    rows[0]["completion_ids"], rows[2]["completion_ids"] = (
+        [20, 21, 22],
+        [23, 24, 25, 2],
+    )  # a batch of one shape
+    assert torch.equal(values[3:5], logprobs_of(model, rows, sequences=[[0, 1, 2]])[3:5])
+    rows[2]["completion_ids"] = [23, 2]  # of another shape: equal to rounding
     assert torch.allclose(values[3:5], logprobs_of(model, rows, sequences=[[0, 1, 2]])[3:5], atol=1e-6)
     values[3:5].sum().backward()
     assert (
