@@ -79,9 +79,9 @@ ablation() {  # unlikeliness-2 with one thing changed, and fewer steps; its beta
     done
 }
 
-rivals() {  # the estimators that keep most at large N in the synthetic setting
+rivals() {  # the three estimators that gain most at N = 512 in the synthetic setting
     for seed in $SEEDS; do
-        echo "run f-grpo-unlikely $seed $STEPS $SAMPLES --estimator f-grpo --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
+        echo "run f-grpo $seed $STEPS $SAMPLES --estimator f-grpo --kl 0.1 --ppo-epochs 2"
         echo "run pass-at-k $seed $STEPS $SAMPLES --estimator pass-at-k --kl 0.02"
         echo "run w-reinforce $seed $STEPS $SAMPLES --estimator w-reinforce --kl 0.1 --ppo-epochs 2"
     done
