@@ -114,6 +114,8 @@ def sample_groups(policy: list, features: torch.Tensor, solves: torch.Tensor, ar
     scores, rewards = scores.gather(1, actions).numpy(), solves.gather(1, actions).double().numpy()
     groups = []
     for i, completions in enumerate(actions.tolist()):
+        if not rewards[i].any():
+            continue  # the group filter drops it, whatever the ranks
         ranks = advantage.likelihood_rank(completions, scores[i])
         if result := advantage.group_advantages(rewards[i], ranks, args):
             groups.append((features[i], actions[i], torch.from_numpy(result[1])))
@@ -146,13 +148,10 @@ def setting(command_line: str) -> Namespace:
     return parser.parse_args(command_line.split())
 
 
-def train_one(job: tuple[Namespace, str, int]) -> np.ndarray:
-    """One run, in percent: pass@N of the base model, pass@N of the trained model, uplift rates."""
-    world, command_line, seed = job
-    torch.set_num_threads(1)
-    args, generator = setting(command_line), torch.Generator().manual_seed(seed)
-    base, (features, solves), (new_features, new_solves) = make_world(world, seed)
-    policy = [weights.clone().requires_grad_() for weights in base]
+def train(policy: list, features: torch.Tensor, solves: torch.Tensor, world, args, seed: int) -> None:
+    """Trains the policy in place: the paper's loop of sampling steps and updates."""
+    generator = torch.Generator().manual_seed(seed)
+    base = [weights.detach().clone() for weights in policy]
     optimizer, buffer = torch.optim.Adam(policy, lr=world.lr), []
     for step in range(world.steps):
         if step % (TRAIN // PROBLEMS_PER_STEP) == 0:  # a new pass over the problems
@@ -162,18 +161,35 @@ def train_one(job: tuple[Namespace, str, int]) -> np.ndarray:
         if len(buffer) * GROUP >= BUFFER:
             update(policy, base, optimizer, buffer, args, generator)
             buffer = []
-    with torch.no_grad():
-        p = [(logprobs(model, new_features).exp() * new_solves).sum(1).numpy() for model in (base, policy)]
-        gained = uplift(logprobs(base, features), logprobs(policy, features), solves)
-    return 100 * np.concatenate([pass_at_n(p[0]), pass_at_n(p[1]), gained])
+
+
+def train_settings(job: tuple[Namespace, list[str], int]) -> list[np.ndarray]:
+    """Every setting in one seed's world, in percent: pass@N before and after training, uplift rates."""
+    world, settings, seed = job
+    torch.set_num_threads(1)
+    base, training, (new_features, new_solves) = make_world(world, seed)
+
+    def measured(model):
+        with torch.no_grad():
+            p = (logprobs(model, new_features).exp() * new_solves).sum(1).numpy()
+            return pass_at_n(p), logprobs(model, training[0])
+
+    before, old = measured(base)
+    results = []
+    for words in settings:
+        policy = [weights.clone().requires_grad_() for weights in base]
+        train(policy, *training, world, setting(words), seed)
+        after, new = measured(policy)
+        results.append(100 * np.concatenate([before, after, uplift(old, new, training[1])]))
+    return results
 
 
 def train_all(worlds: list[Namespace], settings: dict[str, str], seeds: int, workers: int) -> np.ndarray:
-    """The results [worlds, settings, seeds, ...] of train_one."""
-    jobs = [(world, words, seed) for world in worlds for words in settings.values() for seed in range(seeds)]
+    """The results [worlds, settings, seeds, ...] of train_settings."""
+    jobs = [(world, list(settings.values()), seed) for world in worlds for seed in range(seeds)]
     with ProcessPoolExecutor(workers) as pool:
-        results = list(tqdm(pool.map(train_one, jobs, chunksize=4), total=len(jobs), desc="runs"))
-    return np.array(results).reshape(len(worlds), len(settings), seeds, -1)
+        results = list(tqdm(pool.map(train_settings, jobs), total=len(jobs), desc="worlds"))
+    return np.array(results).reshape(len(worlds), seeds, len(settings), -1).swapaxes(1, 2)
 
 
 def interval(values: np.ndarray) -> np.ndarray:

@@ -177,19 +177,17 @@ def test_settings_are_flags_of_train():
 def test_the_claim():
     """At N = 1 both settings gain; at N = 512 GRPO-Default is below the base model, Unlikeliness-2 above it. Of the base
     model's right strategies, the reward raises more of the unlikely ones."""
-    results = [
-        np.mean([synthetic.train_one((world(), synthetic.PAPER[name], seed)) for seed in range(3)], axis=0)
-        for name in (synthetic.DEFAULT, synthetic.BEST)
-    ]
-    default, best = [result[10:20] - result[:10] for result in results]
+    settings = [synthetic.PAPER[name] for name in (synthetic.DEFAULT, synthetic.BEST)]
+    results = np.mean([synthetic.train_settings((world(), settings, seed)) for seed in range(3)], axis=0)
+    default, best = results[:, 10:20] - results[:, :10]
     assert default[0] > 10 and best[0] > 10 and default[9] < -1 and best[9] > 1
     by_rank = [result[20:] for result in results]
     assert by_rank[0][0] > 2 * by_rank[0][4] and by_rank[1][4] > by_rank[0][4] + 3
 
 
 def test_a_seed_gives_the_same_bits():
-    job = world(steps=12), synthetic.PAPER[synthetic.BEST]
-    first, again, other = (synthetic.train_one((*job, seed)) for seed in (0, 0, 1))
+    job = world(steps=12), [synthetic.PAPER[synthetic.BEST]]
+    first, again, other = (synthetic.train_settings((*job, seed))[0] for seed in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
 
 
