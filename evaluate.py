@@ -236,9 +236,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
             sub.add_argument(
                 "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights"
             )
-            sub.add_argument(
-                "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU"
-            )
+            sub.add_argument("--device", default="auto", help="as for sample.py")
     args, unknown = parser.parse_known_args(words)
     if unknown:  # told by the command's own parser, which can suggest its flags
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")

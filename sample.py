@@ -38,7 +38,7 @@ from lib.checks import check_prompts, check_sampler
 from lib.decode import Completion, random_key, torch_completions
 from lib.jsonl import check_out, check_row, numbered_rows, resume_jsonl
 from lib.lean import HEADER
-from lib.model import load_model, position_limit, vocabulary_size
+from lib.model import load_model, pick_device, position_limit, vocabulary_size
 from lib.vllm_engine import start_engines, vllm_completions, vllm_is_installed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -186,7 +186,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=count, default=200, help="longest completion, in tokens [paper: 512]")
     add("--seed", type=number(int, 0), default=0, help="the same seed gives the same samples")
     add = parser.add_argument_group("device and engine").add_argument
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: cuda if there is a GPU")
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, ...; auto: cuda, if here, for over 40 MB of weights",
+    )
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="precision of the forward pass")
     add("--batch-tokens", type=count, default=131072, help="torch: tokens in the KV cache at a time")
     add(
@@ -204,8 +208,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def settle_flags(args: argparse.Namespace) -> None:
     """Replaces "auto" and ends the program if flags contradict each other."""
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = pick_device(args.device, args.model)
     if args.engine == "auto":
         args.engine = "vllm" if vllm_is_installed() and torch.cuda.is_available() else "torch"
     if args.engine == "vllm" and not vllm_is_installed():

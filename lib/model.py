@@ -31,12 +31,26 @@ TOKENIZER_FILES = (
 )
 
 
+TINY = 40e6  # bytes of weights, 10 million in float32: starting a kernel takes longer than computing it
+
+
+def pick_device(device: str, path: str) -> str:
+    """ "auto" is cuda if there is a GPU, but the CPU for a model folder with fewer than 40 MB of weights."""
+    if device != "auto":
+        return device
+    files = os.scandir(path) if os.path.isdir(path) else []
+    sizes = [file.stat().st_size for file in files if file.name.endswith(".safetensors")]
+    return "cuda" if torch.cuda.is_available() and not 0 < sum(sizes) < TINY else "cpu"
+
+
 def load_model(
     path: str, dtype: str = "float32", device: str = "cpu", weights: bool = True
 ) -> tuple[Any, Any]:
     """(model in eval mode, tokenizer) of a local folder, or of the Hugging Face hub if there is no such path.
 
-    Without weights the model is only its config and generation_config: vLLM has the weights then."""
+    device: see pick_device. Without weights the model is only its config and generation_config: vLLM has the
+    weights then."""
+    device = pick_device(device, path)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         fail(f"{path} is no model folder: it has no config.json; give a checkpoint's folder")
     if not os.path.exists(path):

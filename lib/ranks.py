@@ -33,7 +33,7 @@ def start_ranks() -> Callable:
         return lambda value: value
     die_with_torchrun()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))

@@ -87,15 +87,11 @@ def correct_samples(path: str) -> list[dict]:
 
 def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
-    import torch  # here, since pass@N needs none of these
-
-    from lib.checks import check_logprobs
+    from lib.checks import check_logprobs  # here, since pass@N needs none of these
     from lib.logprobs import completion_logprobs
     from lib.model import load_model, vocabulary_size
 
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = auto if args.device == "auto" else args.device
-    model, _ = load_model(model_path, dtype=args.dtype, device=device)
+    model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
     largest = max((max(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0)
     if largest >= vocabulary_size(model.config):
         size = f"{model_path} has only {vocabulary_size(model.config)}"

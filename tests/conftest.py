@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+# Tests run on the CPU, in this process and in those they start. tests/test_cuda.py gives one the GPUs back.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 signal.signal(
