@@ -244,7 +244,7 @@ def start_verifier(args: argparse.Namespace, problems: Iterable[dict]) -> Verifi
     lean = find_lean(args.lean, args.project, args.header, args.memory_gb, args.max_heartbeats)
     if args.verifier == "lean-dojo":
         statements = [(header_of(row, lean), row["statement"]) for row in problems]
-        judge = dojo.dojo_judge(statements, lean, judge_batch, args.timeout, args.workers)
+        judge = dojo.judge_with(dojo.trace_problems(statements, lean, judge_batch, args.timeout), judge_batch)
     elif lean.fixed and "header" in next(iter(problems), {}):
         print("warning: the wheel's Lean puts its own header in the place of the rows'", file=sys.stderr)
     judge = cached(args.verdicts, judge) if args.verdicts else judge

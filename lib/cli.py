@@ -77,10 +77,16 @@ def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def die_with_parent() -> None:
+    """Lets Linux kill this process when the one that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def die_with_torchrun() -> None:
     """No rank outlives torchrun: it would go on writing into the folder of the run that is resumed."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
 
 
 def before_imports() -> None:
