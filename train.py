@@ -102,12 +102,12 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
             for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):  # of lib/logprobs.py
                 batch = make_batch(minibatch, trees, device)
                 logprobs = token_logprobs(model, batch, args.temperature, args.dtype)  # [N]
-                losses = token_losses(
+                loss, k3, is_clipped = token_losses(
                     logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, args.clip, args.kl
                 )
                 # Times the number of processes, because gradients are averaged over them.
-                (batch.weight * losses[0].sum() * count / tokens).backward()
-                sums += batch.weight * torch.stack([values.detach().sum() for values in losses])
+                (batch.weight * loss.sum() * count / tokens).backward()
+                sums += batch.weight * torch.stack([loss.detach().sum(), k3.detach().sum(), is_clipped.sum()])
             ranks.average_gradients(model)
             grad_norm = ranks.whole_tensor(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
@@ -136,20 +136,14 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
 class Prover(NamedTuple):
     """What rank 0 collects completions with."""
 
-    model: Any  # the sampler's weights; the trained model itself unless it is sharded
-    tokenizer: Any
-    engines: list  # vLLM's; [] for the torch sampler
-    verifier: Any
+    model: Any = None  # the sampler's weights; the trained model itself unless it is sharded
+    tokenizer: Any = None
+    engines: list = []  # vLLM's; [] for the torch sampler
+    verifier: Any = None
 
 
 def collect(
-    prover: Prover,
-    problems: list[dict],
-    G: int,
-    folder: str,
-    seed: int,
-    args: Namespace,
-    progress: bool = False,
+    prover: Prover, problems: list[dict], G: int, folder: str, seed: int, args: Namespace, progress=False
 ) -> tuple[list[dict], dict]:
     """G verified completions a problem, through FOLDER/problems.jsonl, samples.jsonl and verified.jsonl.
 
@@ -199,7 +193,7 @@ def sampler_seed(args: Namespace, step: int) -> int:
     return args.seed * 10**6 + step
 
 
-def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -> None:
+def collect_held_out(prover: Prover, held_out: list[dict], step: int, args: Namespace) -> None:
     """Verified completions of the held-out problems: OUT/eval_00100. Before, after, as --eval-every asks."""
     due = step in (0, args.steps) or args.eval_every and step % args.eval_every == 0
     if held_out and due:
@@ -209,9 +203,6 @@ def evaluate(prover: Prover, held_out: list[dict], step: int, args: Namespace) -
 
 
 # Setting up
-
-
-NOTHING: Any = Prover(None, None, [], None), [], [], {}, (None, None)  # what other ranks than 0 prepare
 
 
 def parse_args(words: list[str] | None = None) -> Namespace:
@@ -249,14 +240,22 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     return args
 
 
-def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tuple]:
-    """On rank 0: whatever can be wrong with the input is found before anything is computed.
+class Prepared(NamedTuple):
+    """What rank 0 begins with; the other ranks have an empty one, and get the last two by broadcast."""
 
-    Returns (prover, problems, held-out problems, what args.json is to hold, (checkpoint to continue,
-    tokens of the longest prompt and completion))."""
+    prover: Prover = Prover()
+    problems: list = []  # with --advantages, its rows
+    held_out: list = []
+    record: dict = {}  # for args.json
+    checkpoint: str | None = None  # to continue from
+    longest: int = 0  # tokens of the longest prompt and completion
+
+
+def prepare(args: Namespace) -> Prepared:
+    """On rank 0: whatever can be wrong with the input is found before anything is computed."""
     held_out, verifier = [], None
     if args.advantages:
-        problems = run.read_advantages(args)  # its rows take the place of a step's
+        problems = run.read_advantages(args)
     else:
         lean = verify.asks_lean(args)
         problems = sample.read_problems(args.problems, lean=lean)
@@ -274,14 +273,15 @@ def prepare(args: Namespace) -> tuple[Prover, list[dict], list[dict], dict, tupl
     else:
         prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
         longest = max(len(prompt) + args.max_new_tokens for prompt in prompts)
-    return Prover(model, tokenizer, engines, verifier), problems, held_out, record, (checkpoint, longest)
+    prover = Prover(model, tokenizer, engines, verifier)
+    return Prepared(prover, problems, held_out, record, checkpoint, longest)
 
 
 def main() -> None:
     broadcast = ranks.start_ranks()  # rank 0 samples, verifies, writes and prints; all ranks update
     on_rank_0 = ranks.ranks()[0] == 0
     args = broadcast(parse_args() if on_rank_0 else None)
-    prover, problems, held_out, record, start_from = prepare(args) if on_rank_0 else NOTHING
+    prover, problems, held_out, record, *start_from = prepare(args) if on_rank_0 else Prepared()
     checkpoint, longest = broadcast(start_from)
     model, reference, optimizer = build.build(args, checkpoint, prover.model, longest)
     first, buffer = run.load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
@@ -293,12 +293,12 @@ def main() -> None:
         log = open_tracker(args, record["run_id"])
         write_jsonl(f"{args.out}/args.json", [record])
         report = start_report(args, log, history)
-        evaluate(prover, held_out, first, args)
+        collect_held_out(prover, held_out, first, args)
 
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):
         if on_rank_0:
             if args.advantages:
-                rows, seconds = problems, {}  # rows, not problems: see prepare
+                rows, seconds = problems, {}
             else:
                 rows, seconds = collect_step(prover, problems, step, args)
             buffer += [row for row in rows if row["advantage"] is not None]
@@ -315,7 +315,7 @@ def main() -> None:
         if (step + 1) % args.save_every == 0 or step + 1 == last:
             run.save_checkpoint(model, prover.tokenizer, optimizer, step + 1, buffer, args)
         if on_rank_0:
-            evaluate(prover, held_out, step + 1, args)
+            collect_held_out(prover, held_out, step + 1, args)
 
     broadcast(None)  # the others wait for rank 0's last evaluation; then rank 0 goes on alone
     ranks.end_ranks()
