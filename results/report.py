@@ -4,8 +4,8 @@
 
 Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, and, if there, short (ablation),
 tune-T and val-T (samples at temperature T). Fills the tables between the marks of README.md, draws pass_at_n,
-uplift and curves.png, and writes tables.csv and a CSV file beside each figure. Intervals are 95 % of a
-bootstrap that draws seeds and problems anew.
+uplift, curves and temperature.png, and writes tables.csv and a CSV file beside each figure. Intervals are
+95 % of a bootstrap that draws seeds and problems anew.
 """
 
 import argparse
@@ -127,25 +127,30 @@ def at_best_temperature(folder: str, name: str) -> tuple[np.ndarray, list[float]
 
 
 def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
-    found = {name: at_best_temperature(folder, name) for name in names}
-    rates = {name: rate for name, (rate, _) in found.items()}
-    chosen = {
-        name: (NS[: len(which)], np.array([which, [np.nan] * len(which), [np.nan] * len(which)]))
-        for name, (_, which) in found.items()
-    }
+    """Above base when all sample at temperature 1, and when each has its best one; and which these are."""
+    pairs = [f"{name} - base" for name in names[1:]]
+    at_one = {name: sampled(folder, name, "val-1.0") for name in names}
+    best, chosen = {}, {}
+    for name in names:
+        best[name], which = at_best_temperature(folder, name)
+        chosen[name] = NS[: len(which)], np.array([which, [np.nan] * len(which), [np.nan] * len(which)])
     return [
-        pass_panel("temperature", "%, each at its best temperature", rates),
-        paired("temperature-pairs", "at their best", rates, [f"{name} - base" for name in names[1:]]),
-        Panel("temperature-chosen", "temperature", chosen, log=True, scale=1),
+        paired("temperature-1", "above base, all at temperature 1", at_one, pairs),
+        paired("temperature-best", "above base, each at its best", best, pairs),
+        Panel("temperature-chosen", "best temperature", chosen, log=True, scale=1),
     ]
 
 
 def table(panel: Panel) -> str:
-    """A row for each x and a column for each line."""
-    rows = max((x for x, _ in panel.lines.values()), key=len)
-    form = "+.1f" if "points" in panel.xlabel else ".2f" if panel.xlabel == "temperature" else ".1f"
-    columns = [[label, *cells(c, len(rows), form, panel.scale)] for label, (_, c) in panel.lines.items()]
-    return markdown([[panel.xlabel, *(f"pass@{x}" if panel.log else x for x in rows)], *columns])
+    """A row for each line; a column for each x, or for every second of many N."""
+    xs = max((x for x, _ in panel.lines.values()), key=len)
+    shown = slice(None, None, 2 if panel.log and len(xs) > 5 else 1)
+    rows = []
+    for label, (_, curve) in panel.lines.items():
+        form = "+.1f" if " - " in label else ".2f" if panel.xlabel == "best temperature" else ".1f"
+        rows.append([label, *cells(curve, len(xs), form, panel.scale)[shown]])
+    heads = [panel.xlabel, *(f"N = {x}" if panel.log else x for x in xs[shown])]
+    return markdown([list(column) for column in zip(heads, *rows)])
 
 
 def fill(path: str, tables: dict[str, str]) -> None:
@@ -170,18 +175,23 @@ def main():
     done = {
         path.split("/")[-3].split("-seed")[0] for path in glob.glob(f"{folder}/*-seed*/val/verified.jsonl")
     }
-    settings = [*SETTINGS, *sorted(done - {*SETTINGS} - {*ABLATION})]
+    rivals = sorted(done - {*SETTINGS} - {*ABLATION})
+    settings = [*(name for name in SETTINGS if name in done), *rivals]
+    pairs = [*MATCHED, *(f"{name} - unlikeliness-2" for name in rivals)]
+    pairs = [pair for pair in pairs if {*pair.split(" - ")} <= {*settings}]
     rates = {name: sampled(folder, name, "val") for name in ("base", *settings)}
     training = {
         name: [metric(seeds_of(folder, name), *how) for how in TRAINING.values()] for name in settings
     }
     along = {name: (list(TRAINING), np.array(numbers).T) for name, numbers in training.items()}
     by_rank = uplifts(folder, settings, -1)
+    to_base = paired("to-base", "above base", rates, [f"{name} - base" for name in settings])
+    to_base.lines = {"base, %": pass_panel("", "", rates).lines["base"]} | to_base.lines
     panels = [
         pass_panel("passes", "%, mean of seeds [95 %]", rates),
-        paired("to-base", "above base", rates, [f"{name} - base" for name in settings]),
+        to_base,
         paired("to-default", "above default", rates, [f"{name} - default" for name in settings[1:]]),
-        paired("matched", "difference", rates, MATCHED),
+        paired("matched", "difference", rates, pairs),
         uplift_panel("uplift", by_rank),
         Panel("training", "mean [lowest, highest seed]", along, scale=1),
     ]
@@ -193,14 +203,20 @@ def main():
         name for name in ("base", *settings) if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")
     ]
     if "base" in tempered:
-        panels += temperature_panels(folder, tempered)
+        at_one, best, chosen = temperature_panels(folder, tempered)
+        panels += [at_one, best, chosen]
+        halves = [
+            Panel(f"points above base, {words}", "N", panel.lines, log=True)
+            for words, panel in (("all at temperature 1", at_one), ("each at its best temperature", best))
+        ]
+        draw(halves, f"{args.out}/temperature.png")
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
     x, few = "N, samples for each problem", ("base", "default", "unlikeliness-2")
     plain, above = Panel("pass@N", x, {}, log=True), Panel("pass@N above base", x, {}, log=True)
     for name, line in panels[0].lines.items():  # an empty line keeps the colours of all figures the same
         plain.lines[name] = line if name in few else ([], np.empty([3, 0]))
-    for name, (Ns, curve) in zip(settings, panels[1].lines.values()):
+    for name, (Ns, curve) in zip(settings, list(to_base.lines.values())[1:]):
         shown = curve if name in few else np.where([[True], [False], [False]], curve, np.nan)  # bands of few
         above.lines[name] = Ns, shown
     draw([plain, above], f"{args.out}/pass_at_n.png")

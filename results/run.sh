@@ -2,24 +2,25 @@
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
 #     bash results/run.sh                            # settings and ablation, into runs/results; then tables and figures
-#     PARTS=rivals bash results/run.sh               # other estimators of the advantage, beside the settings
-#     PARTS=temperature bash results/run.sh          # each trained model at four temperatures (after the settings)
+#     PARTS="settings rivals temperature" SETTINGS="default epochs-2 unlikeliness-2" bash results/run.sh runs/rivals results/rivals
+#                                                    # other estimators of the advantage; two models and the base at four temperatures
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # all of it in minutes
 #
 # Two jobs at a time, each on one core: that takes less time than one after the other on two. They share Lean's verdicts
 # (--verdicts), since many completions are sampled by several of them. A run goes once through its problems, the first of
-# toy/train.jsonl; temperatures are chosen on the last 200, which no run trains on.
+# toy/train.jsonl; temperatures are chosen on the last 100, which no run trains on, by one seed's models.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
 PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2} TEMPERED=${TEMPERED:-default unlikeliness-2}
+SETTINGS=${SETTINGS:-default high-kl epochs-2 epochs-3 unlikeliness-1 unlikeliness-2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
 OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
 cd "$(dirname "$0")/.."
 head -n $((16 * STEPS)) toy/train.jsonl > "$OUT/train.jsonl"
-tail -n 200 toy/train.jsonl > "$OUT/tuning.jsonl"
+tail -n 100 toy/train.jsonl > "$OUT/tuning.jsonl"
 
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
@@ -67,7 +68,7 @@ settings() {  # the paper's (Table 1), and the base model
         echo "run epochs-3 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 3"
         echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
-    done
+    done | grep -E "run (${SETTINGS// /|}) "
 }
 
 ablation() {  # unlikeliness-2 with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
@@ -90,9 +91,7 @@ rivals() {  # the three estimators that gain most at N = 512 in the synthetic se
 temperature() {
     for T in 0.8 1.0 1.25 1.5; do
         echo "tempered base - $T"
-        for seed in $SEEDS; do
-            for name in $TEMPERED; do echo "tempered $name $seed $T"; done
-        done
+        for name in $TEMPERED; do echo "tempered $name ${SEEDS%% *} $T"; done
     done
 }
 

@@ -65,14 +65,17 @@ def test_numbers_of_the_training_are_of_all_seeds(tmp_path):
 def test_a_table_by_hand():
     lines = {
         "a": ([1, 2], np.array([[0.5, 0.25], [0.4, 0.2], [0.6, 0.3]])),
-        "b": ([1], np.array([[0.1], [0.0], [0.2]])),
+        "a - b": ([1], np.array([[0.1], [0.0], [0.2]])),
     }
-    assert report.table(report.Panel("t", "points", lines, log=True)).split("\n") == [
-        "| points |                    a |                   b |",
-        "| ------ | -------------------: | ------------------: |",
-        "| pass@1 | +50.0 [+40.0, +60.0] | +10.0 [+0.0, +20.0] |",
-        "| pass@2 | +25.0 [+20.0, +30.0] |                   - |",
+    assert report.table(report.Panel("t", "%", lines, log=True)).split("\n") == [
+        "| %     |               N = 1 |             N = 2 |",
+        "| ----- | ------------------: | ----------------: |",
+        "| a     |   50.0 [40.0, 60.0] | 25.0 [20.0, 30.0] |",
+        "| a - b | +10.0 [+0.0, +20.0] |                 - |",
     ]
+    many = {"a": (report.NS, np.arange(27.0).reshape(3, 9))}
+    head = report.table(report.Panel("t", "%", many, log=True)).split("\n")[0]
+    assert [cell.strip() for cell in head.split("|")[2:-1]] == [f"N = {N}" for N in (1, 4, 16, 64, 256)]
 
 
 def samples(path, correct, n=4):
@@ -147,7 +150,7 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     assert (
         "epochs-2 - high-kl" in told
         and "0.8 to 1.0" in told
-        and " new |" in told
+        and "| new " in told
         and "temperature-chosen" in told
     )
     lines = {
@@ -155,15 +158,26 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
         for line in page.split("\n")
         if line.startswith("|")
     }
-    assert lines["pass@1"] == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]  # 1 of 8 before; 2 + 0, 1 or 2 of 8
-    assert lines["optimizer steps"][0] == "4.0" and lines["KL a token, last 10, thousandths"][0] == "2.0"
+    assert lines["base, %"][0] == "12.5"  # 1 of 8; after training 2 + 0, 1 or 2 of 8
+    gains = [lines[f"{name} - base"][0] for name in (*report.SETTINGS, "new")]
+    assert gains == ["+12.5", "+25.0", "+37.5"] * 2 + ["+25.0"]
+    assert lines["default"] == [
+        "4.0",
+        "1.0",
+        "7.0",
+        "7.0",
+        "75.0",
+        "2.0",
+        "0.0",
+    ]  # of the training, in TRAINING's order
     numbers = (out / "tables.csv").read_text()
     assert (
         "to-base,high-kl - base,1,0.25," in numbers
         and "ablation,beta-1 - base,1,0.125," in numbers
-        and "temperature-pairs,default - base,1,0,0,0" in numbers
+        and "temperature-best,default - base,1,0,0,0" in numbers
+        and "matched,new - unlikeliness-2,1,-0.125," in numbers
     )
-    for name in ("pass_at_n", "uplift", "curves"):
+    for name in ("pass_at_n", "uplift", "curves", "temperature"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
 
 
