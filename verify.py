@@ -25,14 +25,13 @@ import collections
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lib import dojo
 from lib.cli import fail, flags, number, printable, run
 from lib.jsonl import check_out, numbered_rows, read_jsonl, resume_jsonl
-from lib.lean import KILLED, Lean, find_lean, header_of
+from lib.lean import KILLED, Lean, Stop, find_lean, header_of
 from lib.lean_file import GAP, Findings, bad_statements, gap, run_batch
 from lib.lexer import forbidden, single_theorem, theorem_name
 from lib.stream import ADDED, Verifier, follow, python_verifier, verify_stream
@@ -41,7 +40,6 @@ from lib.verdicts import Key, Verdict, cached
 AXIOMS = {"propext", "Classical.choice", "Quot.sound"}  # Lean's own three: everything in Mathlib may use them
 REWARD = {"proved": 1.0, "rejected": 0.0, "timeout": 0.0, "error": None}
 
-Stop = threading.Event | None
 Verdicts = dict[Key, Verdict]  # (header, statement, proof): (verdict, message, seconds)
 Again = list[tuple[list[Key], bool]]  # batches to judge again, each with: is it the first try?
 

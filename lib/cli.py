@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -21,7 +22,9 @@ def printable(text: str) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with one sentence and exit code 2."""
+    """Ends the program with one sentence and exit code 2. For a worker thread, the main thread says it."""
+    if threading.current_thread() is not threading.main_thread():
+        raise SystemExit(message)
     print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 

@@ -19,6 +19,17 @@ COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
 Line = tuple[Any, np.ndarray]
+LOOK = {  # of all figures
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
 
 
 @dataclass
@@ -50,16 +61,9 @@ def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    look: dict[str, Any] = {
-        "font.size": 11,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-    look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    pyplot.rcParams.update(look | {"text.parse_math": False})  # type: ignore[arg-type]
-    size = (8, height)
-    figure, axes = pyplot.subplots(*shape, figsize=size, layout="constrained", squeeze=False, **options)
+    pyplot.rcParams.update(LOOK)  # type: ignore[arg-type]
+    options |= {"figsize": (8, height), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot.subplots(*shape, **options)
     return figure, axes.ravel()
 
 
@@ -78,17 +82,12 @@ def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
             value, low, high = part.scale * curve[:3]
             ax.plot(x, value, marker="o", markersize=3, label=label, **look[label])
             ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
-        if part.log and any(
-            len(x) for x, _ in part.lines.values()
-        ):  # nothing to draw if no sample is correct
-            ticks = [
-                2**i
-                for i in range(
-                    int(max([1, *(max(x, default=1) for x, _ in part.lines.values())])).bit_length()
-                )
-            ]
+        if part.log:
+            largest = max([1, *(max(x, default=1) for x, _ in part.lines.values())])
+            ticks = [2**i for i in range(int(largest).bit_length())]
+            ticks = ticks[:: 1 + len(ticks) // 7]
             ax.set_xscale("log", base=2)
-            ax.set_xticks(ticks[:: 1 + len(ticks) // 7], ticks[:: 1 + len(ticks) // 7])
+            ax.set_xticks(ticks, ticks)
         ax.set(title=part.title + (" (%)" if part.scale == 100 else ""), xlabel=part.xlabel)
     for ax in axes[len(parts) :]:
         ax.remove()
@@ -134,9 +133,7 @@ def curve_panels(runs: dict[str, str]) -> list[Panel]:
         if not rows:
             fail(f"{folder}/metrics.jsonl has no rows yet; let train.py finish a step first")
         for key, part in parts.items():
-            points = [
-                (row["step"], row[key]) for row in rows if row[key] is not None
-            ]  # null: no update in it
+            points = [(row["step"], row[key]) for row in rows if row[key] is not None]  # null: no update
             pieces = np.array_split(points, min(20, len(points))) if points else []
             means = np.array([piece.mean(axis=0) for piece in pieces]).reshape(-1, 2)
             part.lines[label] = means[:, 0], np.stack([means[:, 1]] * 3)

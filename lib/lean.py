@@ -53,6 +53,9 @@ FEW_PROCESSES = '{ ulimit -u 256 || ulimit -p 256; } 2>/dev/null; exec "$@"'
 ISOLATED = [*NO_NETWORK, "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", FEW_PROCESSES, "sh"]
 
 
+Stop = threading.Event | None
+
+
 class Lean(NamedTuple):
     """A Lean that find_lean has tried out."""
 
@@ -72,10 +75,8 @@ class Lean(NamedTuple):
 
 def works(prefix: list[str]) -> bool:
     """Whether commands run behind these words on this machine."""
-    return (
-        bool(shutil.which(prefix[0]))
-        and not subprocess.run([*prefix, "true"], capture_output=True).returncode
-    )
+    there = shutil.which(prefix[0])
+    return there is not None and not subprocess.run([*prefix, "true"], capture_output=True).returncode
 
 
 def locate_wheel(header: str | None) -> tuple[list[str], dict[str, str]]:
@@ -115,10 +116,8 @@ def locate(lean: str, folder: str) -> tuple[list[str], dict[str, str]]:
 
 def ask_version(command: list[str], folder: str, env: dict[str, str]) -> tuple[str, bool]:
     """Lean's version, and whether its messages come while it goes on (from 4.12)."""
-    program = shutil.which("env") or "env"
-    asked = subprocess.run(
-        [program, *command, "--version"], cwd=folder, env=env, capture_output=True, text=True
-    )
+    words = [shutil.which("env") or "env", *command, "--version"]
+    asked = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     found = re.search(r"version ((\d+)\.(\d+)[^ ,)]*)", asked.stdout)
     if not found:
         fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
@@ -236,24 +235,18 @@ def start_lean(source: str, lean: Lean, path: str, stdout: int, cpu_seconds: int
 
 def stop_lean(process: subprocess.Popen, ended: bool) -> None:
     """Waits for a process that has closed its output; ends any other, and what it has started."""
-    for patience, end in (
-        (10 if ended else 0, process.terminate),
-        (5, lambda: os.killpg(process.pid, signal.SIGKILL)),
-    ):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-        with contextlib.suppress(ProcessLookupError):
-            end()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10 if ended else 0)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def run_lean(
-    source: str,
-    lean: Lean,
-    timeout: float,
-    ends: Iterable[int] = (),
-    tag: str = "",
-    stop: threading.Event | None = None,
+    source: str, lean: Lean, timeout: float, ends: Iterable[int] = (), tag: str = "", stop: Stop = None
 ) -> tuple[list[dict], str | None]:
     """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died).
 
@@ -261,7 +254,10 @@ def run_lean(
     `ends`. An old Lean tells of them on standard error, "TAG_0.", "TAG_1.", ...; nothing else there is read,
     only kept for the words on how Lean died."""
     path, lines = secret_path(), list(ends)
-    signs = {f"{tag}_{number}.".encode(): line for number, line in enumerate(lines)} if lean.sign else {}
+    signs = {
+        f"{tag}_{number}.".encode(): {"severity": "sign", "data": "", "line": line}
+        for number, line in enumerate(lines if lean.sign else ())
+    }
     waiting = set(lines)
     # A terminal: Lean writes to it line by line, to a pipe whenever 4 KB have gathered.
     terminal, its_end = os.openpty()
@@ -271,17 +267,14 @@ def run_lean(
     finally:
         os.close(its_end)
     assert process.stderr
-    errors = process.stderr.fileno()
-    rest: dict[int, bytes] = {terminal: b"", errors: b""}
-    size, words = 0, b""
-    messages: list[dict] = []
+    rest = {terminal: b"", process.stderr.fileno(): b""}  # each open channel's unfinished line
+    messages, words, size = [], b"", 0
     trouble, deadline = None, time.monotonic() + timeout
     poll = select.poll()
     for channel in rest:
         poll.register(channel, select.POLLIN)
-    open_channels = set(rest)
     try:
-        while open_channels and not trouble:
+        while rest and not trouble:
             left = deadline - time.monotonic()
             if left <= 0 or stop and stop.is_set():
                 trouble = "timeout"
@@ -293,27 +286,23 @@ def run_lean(
                     piece = b""
                 if not piece:
                     poll.unregister(channel)
-                    open_channels.discard(channel)
+                    del rest[channel]
+                    continue
                 size += len(piece)
                 *pieces, rest[channel] = (rest[channel] + piece).split(b"\n")
                 for line in pieces:
-                    if channel == terminal:
-                        message = message_of(line, path)
-                    else:
-                        message = (
-                            {"severity": "sign", "data": "", "line": signs[line]} if line in signs else None
-                        )
-                    if message:
-                        messages.append(message)
-                        if message["line"] in waiting:
-                            waiting.discard(message["line"])
-                            deadline = time.monotonic() + timeout
-                    else:
+                    message = message_of(line, path) if channel == terminal else signs.get(line)
+                    if message is None:
                         words = (words + line + b" ")[-200:]
+                        continue
+                    messages.append(message)
+                    if message["line"] in waiting:
+                        waiting.discard(message["line"])
+                        deadline = time.monotonic() + timeout
             if size > OUTPUT_MB << 20:
                 trouble = f"its output passed {OUTPUT_MB} MB"
     finally:
-        stop_lean(process, not open_channels)
+        stop_lean(process, not rest)
         os.close(terminal)
         process.stderr.close()
     code = process.returncode

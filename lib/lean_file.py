@@ -17,11 +17,10 @@ end _c4f1_2 section set_option pp.fullNames true #print axioms _c4f1_2.foo end
 import bisect
 import re
 import secrets
-import threading
 import time
 from typing import NamedTuple
 
-from lib.lean import Lean, run_lean
+from lib.lean import Lean, Stop, run_lean
 from lib.lexer import PART, single_theorem, theorem_place
 from lib.verdicts import Key
 
@@ -112,9 +111,8 @@ def read_findings(
         if line == file.ends[place]:
             reached.add(place)
             own = rf"'.*{file.tag}_{place}\..*'"
-            lists = re.fullmatch(
-                rf"{own} (?:does not depend on any|depends on) axioms(?:: \[(.*)\])?", said, re.S
-            )
+            form = rf"{own} (?:does not depend on any|depends on) axioms(?:: \[(.*)\])?"
+            lists = re.fullmatch(form, said, re.S)
             if lists and message["severity"] == "information":
                 if axioms[place] is not None:
                     errors[place].append("two lists of axioms")
@@ -138,7 +136,7 @@ def bad_statements(found: Findings) -> dict[str, str]:
     return bad
 
 
-def run_batch(batch: list[Key], lean: Lean, timeout: float, stop: threading.Event | None) -> Findings:
+def run_batch(batch: list[Key], lean: Lean, timeout: float, stop: Stop) -> Findings:
     """One Lean process for the batch."""
     start, file = time.monotonic(), build_file(batch, lean)
     messages, trouble = run_lean(file.text, lean, timeout, file.ends, file.tag, stop)

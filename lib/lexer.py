@@ -270,11 +270,8 @@ def single_theorem(statement: str) -> bool:
     except ValueError:
         return False
     words = words[1:] if words[0] == "/--" else words  # a doc comment
-    if (
-        words[0] not in ("theorem", "lemma")
-        or words[1] != name
-        or {"/--", "theorem", "lemma"} & set(words[1:])
-    ):
+    another = {"/--", "theorem", "lemma"}.intersection(words[1:])
+    if words[0] not in ("theorem", "lemma") or words[1] != name or another:
         return False
     if "«" in name or name.startswith("_root_") or "/-!" in statement:
         return False

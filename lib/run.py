@@ -1,6 +1,5 @@
 """The run folder of train.py: its settings, checkpoints and resume."""
 
-import argparse
 import atexit
 import contextlib
 import fcntl
@@ -11,6 +10,7 @@ import secrets
 import shutil
 import sys
 import warnings
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +29,9 @@ FORMAT = 2  # of args.json and trainer.pt
 FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
     reference_device shard gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len
     sleep stored_curve model problems eval_problems reference""".split()
-
-
+FILES = "model problems eval_problems reference".split()
+NAMED = "model problems reference estimator filter rank_by lr steps temperature".split()  # in the run's name
+BUDGET = "steps problems_per_step num_samples eval_samples max_new_tokens".split()
 SETTINGS = {  # the paper's Table 1: (PPO epochs, beta_KL, beta_rank)
     (1, 0.02, 0.0): "GRPO-Default",
     (1, 0.1, 0.0): "GRPO-High-KL",
@@ -41,34 +42,22 @@ SETTINGS = {  # the paper's Table 1: (PPO epochs, beta_KL, beta_rank)
 }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: ArgumentParser) -> None:
     count = number(int, 1)
-    group = parser.add_argument_group("run")
-    group.add_argument("--out", help="run folder (default: runs/ and a name made of the settings)")
-    group.add_argument("--resume", action="store_true", help="continue the run in --out")
-    group.add_argument(
-        "--resume-from", help="checkpoint to continue in a new --out: weights, optimizer, step"
-    )
-    group.add_argument("--steps", type=count, default=100, help="[paper: about 600]")
-    group.add_argument("--save-every", type=count, default=10, help="steps between checkpoints")
-    group.add_argument("--keep", type=number(int, 0), default=0, help="newest checkpoints to keep; 0: all")
-    group.add_argument("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", help="run folder (default: runs/ and a name made of the settings)")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--resume-from", help="checkpoint to continue in a new --out: weights, optimizer, step")
+    add("--steps", type=count, default=100, help="[paper: about 600]")
+    add("--save-every", type=count, default=10, help="steps between checkpoints")
+    add("--keep", type=number(int, 0), default=0, help="newest checkpoints to keep; 0: all")
+    add("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too")
 
 
-def run_name(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+def run_name(args: Namespace, parser: ArgumentParser) -> str:
     """Such as unlikeliness-0.25_epochs-2_kl-0.1_seed-0, with whatever else is not its default."""
     parts = [f"unlikeliness-{args.unlikeliness:g}", f"epochs-{args.ppo_epochs}", f"kl-{args.kl:g}"]
-    for name in (
-        "model",
-        "problems",
-        "reference",
-        "estimator",
-        "filter",
-        "rank_by",
-        "lr",
-        "steps",
-        "temperature",
-    ):
+    for name in NAMED:
         value = getattr(args, name)
         if value != parser.get_default(name):
             value = os.path.basename(os.path.normpath(str(value))).removesuffix(".jsonl")
@@ -76,18 +65,16 @@ def run_name(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     return "_".join([*parts, f"seed-{args.seed}"])
 
 
-def stored_curve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str | None:
+def stored_curve(args: Namespace, parser: ArgumentParser) -> str | None:
     """The CSV of GRPO-Default's pass@N in results/, if model, problems and budget are those of this run."""
-    same = (
-        "model problems eval_problems steps problems_per_step num_samples eval_samples max_new_tokens".split()
-    )
+    same = ["model", "problems", "eval_problems", *BUDGET]
     if any(getattr(args, name) != parser.get_default(name) for name in same):
         return None
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return os.path.join(root, "results", "default-curve.csv")
 
 
-def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint: str | None) -> None:
+def announce(args: Namespace, problems: int, held_out: int, checkpoint: str | None) -> None:
     """What the run is about to do."""
     name = "none of the paper's settings"
     if args.estimator == "grpo" and args.filter == "raw":
@@ -98,8 +85,6 @@ def announce(args: argparse.Namespace, problems: int, held_out: int, checkpoint:
         f" {problems} problems; model {args.model} on {args.device}\n"
         f"pass@N of {held_out} held-out problems before and after; run folder {args.out}"
     )
-    minutes = "about 5 minutes on two idle cores" if args.stored_curve else "see the progress bar"
-    print(f"time: {minutes}")
     if checkpoint:
         print(f"resuming from {checkpoint}")
 
@@ -108,11 +93,9 @@ def fingerprint(path: str | None) -> str | None:
     """A hash of what a file or a model folder holds; of files over 64 MB, of name and size."""
     if path is None or not os.path.exists(path):
         return path  # a name on the Hugging Face hub
-    files = (
-        [path]
-        if os.path.isfile(path)
-        else sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-    )
+    files = [path]
+    if os.path.isdir(path):
+        files = sorted(entry.path for entry in os.scandir(path) if entry.is_file())
     digest = hashlib.sha256()
     for name in files:
         size = os.path.getsize(name)
@@ -123,7 +106,7 @@ def fingerprint(path: str | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def open_run(args: argparse.Namespace) -> tuple[dict, str | None]:
+def open_run(args: Namespace) -> tuple[dict, str | None]:
     """Makes the run folder and locks it, or checks that the run in it can be resumed with these settings.
 
     Returns (what args.json is to hold: settings, fingerprints of model and problems, an id for trackers; the
@@ -131,16 +114,12 @@ def open_run(args: argparse.Namespace) -> tuple[dict, str | None]:
     path = f"{args.out}/args.json"
     taken = last_checkpoint(args.out) if args.advantages else os.path.exists(path)
     if taken and not args.resume:
-        fail(
-            f"{args.out} already holds a run; add --resume to continue it, or name another folder with --out"
-        )
+        fail(f"{args.out} already holds a run; add --resume to continue it, or name another folder as --out")
     if args.resume and os.path.isdir(args.out) and os.listdir(args.out) and not os.path.exists(path):
         fail(f"{args.out} holds no run to resume (it has no args.json); check --out, or leave out --resume")
     if args.resume and not os.path.isdir(args.out):
         print(f"there is no run in {args.out} yet: starting one", file=sys.stderr)
-    files = {
-        name: fingerprint(getattr(args, name)) for name in ("model", "problems", "eval_problems", "reference")
-    }
+    files = {name: fingerprint(getattr(args, name)) for name in FILES}
     record = {"format": FORMAT, "run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
     try:
         if not os.path.isdir(args.out):
@@ -171,7 +150,7 @@ def lock(folder: str) -> None:
             fail(f"another train.py is at work in {folder}; wait for it, or name another folder with --out")
 
 
-def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
+def check_settings(args: Namespace, path: str, record: dict) -> str:
     """The id of the run to resume. Settings that its version did not know are not compared."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -179,19 +158,19 @@ def check_settings(args: argparse.Namespace, path: str, record: dict) -> str:
         old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is damaged or of an older version and cannot be resumed; use another --out")
-    for name, value in vars(args).items():
-        flag = name.replace("_", "-")
-        if name not in FREE and name in old_settings and old_settings[name] != value:
-            fail(
-                f"{args.out} was started with --{flag} {old_settings[name]}, not {value};"
-                " give the same settings to resume it, or name another folder with --out"
-            )
-    for name, value in record["files"].items():
-        if name in old_files and old_files[name] != value:
-            fail(
-                f"{args.out} was started with another content of --{name.replace('_', '-')} than that of"
-                f" {getattr(args, name)}; give the same to resume it, or name another folder with --out"
-            )
+    changed = [
+        f"--{name.replace('_', '-')} {old_settings[name]}, not {value}"
+        for name, value in vars(args).items()
+        if name not in FREE and name in old_settings and old_settings[name] != value
+    ]
+    changed += [
+        f"another content of --{name.replace('_', '-')} than that of {getattr(args, name)}"
+        for name, value in record["files"].items()
+        if name in old_files and old_files[name] != value
+    ]
+    if changed:
+        mend = "give the same settings to resume it, or name another folder with --out"
+        fail(f"{args.out} was started with {changed[0]}; {mend}")
     return run_id
 
 
@@ -202,9 +181,7 @@ def last_checkpoint(out: str) -> str | None:
     """The newest checkpoint folder of a run that can be resumed from, or None."""
     folder = f"{out}/checkpoints"
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    complete = [
-        name for name in names if name.startswith("step_") and os.path.exists(f"{folder}/{name}/trainer.pt")
-    ]
+    complete = [name for name in names if os.path.exists(f"{folder}/{name}/trainer.pt") and name != "part"]
     return f"{folder}/{complete[-1]}" if complete else None
 
 
@@ -236,12 +213,7 @@ def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
 
 
 def save_checkpoint(
-    model: Any,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    buffer: list[dict],
-    args: argparse.Namespace,
+    model: Any, tokenizer: Any, optimizer: Any, steps: int, buffer: list[dict], args: Namespace
 ) -> None:
     """Writes OUT/checkpoints/step_00010: a Hugging Face folder, trainer.pt, and Adam's moments in optimizer/.
 
@@ -316,7 +288,7 @@ def load_if_complete(path: str, count: int, key: str) -> list[dict] | None:
     return None
 
 
-def read_advantages(args: argparse.Namespace) -> list[dict]:
+def read_advantages(args: Namespace) -> list[dict]:
     """The rows of --advantages."""
     keys = ("prompt_ids", "completion", "completion_ids", "logprobs", "finish_reason", "advantage")
     rows = list(read_verified(args.advantages, *keys))
@@ -325,7 +297,7 @@ def read_advantages(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def check_tokens(rows: list[dict], args: argparse.Namespace, model: Any) -> int:
+def check_tokens(rows: list[dict], args: Namespace, model: Any) -> int:
     """The tokens of the longest row; ends the program if the model does not know them all."""
     texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
     largest = max(map(max, texts))

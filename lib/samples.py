@@ -4,7 +4,7 @@ import argparse
 import glob
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -42,36 +42,33 @@ def tactic_names(proof: str) -> tuple[str, ...]:
 def load_counts(path: str) -> dict[str, Any]:
     """Counts of verified rows, an entry per problem; a sample is correct from reward 1 on. proofs, sequences:
     how often each correct text, and each sequence of tactic names, occurs. Only these stay in memory."""
-    problems, unverified = {}, 0
+    unverified, n, truncated, proofs = 0, Counter(), Counter(), defaultdict(Counter)
     for row in read_verified(path, "completion", "finish_reason"):
-        if row["id"] not in problems:
-            new: dict[str, Any] = {
-                "n": 0,
-                "truncated": 0,
-                "correct": 0,
-                "proofs": Counter(),
-                "sequences": Counter(),
-            }
-            problems[row["id"]] = new
-        problem = problems[row["id"]]
+        name = row["id"]
+        n[name] += row["reward"] is not None
         if row["reward"] is None:
             unverified += 1
             continue
-        problem["n"] += 1
-        problem["truncated"] += row["finish_reason"] == "length"
+        truncated[name] += row["finish_reason"] == "length"
         if row["reward"] >= 1:
-            problem["correct"] += 1
-            problem["proofs"][row["completion"].strip()] += 1
-    judged = {name: problem for name, problem in problems.items() if problem["n"]}
-    if not judged:
+            proofs[name][row["completion"].strip()] += 1
+    ids = [name for name in n if n[name]]
+    if not ids:
         fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
-    for problem in judged.values():
-        for proof, times in problem["proofs"].items():
-            problem["sequences"][tactic_names(proof)] += times
-    lists = {key: [problem[key] for problem in judged.values()] for key in new}
-    arrays = {key: np.array(lists[key]) for key in ("n", "truncated", "correct")}
-    unjudged = len(problems) - len(judged)
-    return lists | arrays | {"ids": list(judged), "unverified": unverified, "unjudged": unjudged}
+    sequences = defaultdict(Counter)
+    for name in proofs:
+        for proof, times in proofs[name].items():
+            sequences[name][tactic_names(proof)] += times
+    return {
+        "ids": ids,
+        "n": np.array([n[name] for name in ids]),
+        "truncated": np.array([truncated[name] for name in ids]),
+        "correct": np.array([proofs[name].total() for name in ids]),
+        "proofs": [proofs[name] for name in ids],
+        "sequences": [sequences[name] for name in ids],
+        "unverified": unverified,
+        "unjudged": len(n) - len(ids),
+    }
 
 
 def correct_samples(path: str) -> list[dict]:
@@ -92,11 +89,12 @@ def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[f
     from lib.model import load_model, vocabulary_size
 
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
-    largest = max((max(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0)
+    texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
+    largest = max(map(max, texts), default=0)
     if largest >= vocabulary_size(model.config):
         size = f"{model_path} has only {vocabulary_size(model.config)}"
         fail(f"the rows have a token {largest}, {size}; give checkpoints of the model that sampled them")
-    check_logprobs(model, max((len(row["prompt_ids"] + row["completion_ids"]) for row in rows), default=0))
+    check_logprobs(model, max(map(len, texts), default=0))
     logprobs = completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
     return [float(tokens.sum()) for tokens in logprobs]
 

@@ -36,10 +36,8 @@ def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) 
             reading = "it favours proofs that were likely anyway, the paper's rank bias"
         if rare_low > likely_high:
             reading = "it favours rare proofs, the rank bias turned round"
-        told += (
-            f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth likelier"
-        )
-        told += f" and {rare:.0f} % of the rarest: {reading}."
+        told += f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth"
+        told += f" likelier and {rare:.0f} % of the rarest: {reading}."
     draws = distinct[0][0][0]
     if len(draws):
         before, after, coarse_before, coarse_after = (curve[0, -1] for pair in distinct for _, curve in pair)
@@ -58,12 +56,10 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
     the base model and the trained one; rows: the base model's distinct correct samples, with their scores."""
     first, last = (dict(zip(c["ids"], zip(c["correct"], c["n"], c["proofs"]))) for c in results.values())
     statements = {row["id"]: row["statement"] for row in rows}
-    gain = {
-        name: last[name][0] / last[name][1] - first[name][0] / first[name][1]
-        for name in statements
-        if name in last
-    }
-    best, told = max(gain, key=lambda name: gain[name], default=None), ""
+    gain, told = {}, ""
+    for name in statements.keys() & last.keys():
+        gain[name] = last[name][0] / last[name][1] - first[name][0] / first[name][1]
+    best = max(sorted(gain), key=lambda name: gain[name], default=None)
     if best is not None and gain[best] > 0:
         told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
         for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
@@ -94,10 +90,8 @@ def print_proofs(title: str, rows: list[dict], before: list[float], after: list[
             continue
         row, verdict = rows[i], rows[i].get("verdict") or "no verdict"
         known = [f"{key} {row[key]:.3g}" for key in ("rank", "advantage") if row.get(key) is not None]
-        known += [
-            f"log-probability {before[i]:.2f} before, {after[i]:.2f} after",
-            f"{times.pop(texts[i])} times",
-        ]
+        known.append(f"log-probability {before[i]:.2f} before, {after[i]:.2f} after")
+        known.append(f"{times.pop(texts[i])} times")
         head = f"{verdict}, {', '.join(known)}"
         if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
             color = {"proved": 32, "rejected": 31}.get(verdict, 33)  # green, red, yellow

@@ -22,9 +22,8 @@ ADDED = "verdict", "reward", "message", "seconds"  # what a verifier adds to a r
 class Verifier(NamedTuple):
     """What judges the rows of a run: verify.lean_verifier or python_verifier."""
 
-    judge: Callable[
-        [list[dict], threading.Event], list[dict]
-    ]  # for each row of a batch, the keys to add to it
+    # For each row of a batch, the keys to add to it.
+    judge: Callable[[list[dict], threading.Event], list[dict]]
     key: Callable[[dict], tuple]  # begins with the header; rows with the same key are judged once
     workers: int
     batch: int
@@ -60,8 +59,14 @@ def verify_stream(
             if not slot:
                 submit(1)
             future, place = slot
+            try:
+                added = future.result()[place]
+            except (
+                SystemExit
+            ) as error:  # of fail() in a worker; the others may have failed with the same words
+                fail(f"{error}")
             bar.update()
-            yield {**row, **future.result()[place]}
+            yield {**row, **added}
 
     try:
         for row in rows:
@@ -130,24 +135,17 @@ def python_verifier(name: str, batch: int) -> Verifier:
     def judge_rows(rows, stop):
         start = time.monotonic()
         try:
-            rewards = [
-                None if reward is None else float(reward) for reward in judge([dict(row) for row in rows])
-            ]
+            rewards = judge([dict(row) for row in rows])
+            rewards = [None if reward is None else float(reward) for reward in rewards]
         except Exception as error:
             kind = type(error).__name__
             fail(f"--verifier {name} failed on {len(rows)} rows ({kind}: {cause(error)}); mend it")
         if len(rewards) != len(rows):
             fail(f"--verifier {name} gave {len(rewards)} rewards for {len(rows)} rows; give each row one")
-        for reward in rewards:
-            if reward is not None and not math.isfinite(reward):
-                fail(
-                    f"--verifier {name} gave the reward {reward}; give finite numbers, or None for no reward"
-                )
+        if bad := [reward for reward in rewards if reward is not None and not math.isfinite(reward)]:
+            fail(f"--verifier {name} gave the reward {bad[0]}; give finite numbers, or None for no reward")
         seconds = round((time.monotonic() - start) / len(rows), 4)
         verdicts = ["error" if reward is None else "scored" for reward in rewards]
-        return [
-            {"verdict": verdict, "reward": reward, "message": "", "seconds": seconds}
-            for verdict, reward in zip(verdicts, rewards)
-        ]
+        return [dict(zip(ADDED, (*pair, "", seconds))) for pair in zip(verdicts, rewards)]
 
     return Verifier(judge_rows, lambda row: ("", id(row)), 1, batch)

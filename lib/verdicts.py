@@ -15,14 +15,9 @@ Verdict = tuple[str, str, float]  # verdict, message, seconds
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Every file that decides: a change in one of them forgets all verdicts.
-DECIDERS = (
-    "verify.py",
-    "toy/Prelude.lean",
-    *(f"lib/{name}.py" for name in ("dojo", "lean", "lean_file", "lexer", "verdicts", "wheel")),
-)
-TABLE = (
-    "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict TEXT, message TEXT, seconds REAL)"
-)
+DECIDERS = """verify.py toy/Prelude.lean lib/dojo.py lib/lean.py lib/lean_file.py lib/lexer.py
+    lib/verdicts.py lib/wheel.py""".split()
+TABLE = "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict, message, seconds)"
 
 
 def deciders() -> list[str]:

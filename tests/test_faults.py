@@ -1,5 +1,6 @@
 """python -m pytest tests/test_faults.py   (a verifier whose Lean dies, hangs, floods; one that is killed, followed, resumed)"""
 
+import errno
 import glob
 import json
 import os
@@ -300,6 +301,22 @@ def test_follow_verifies_while_the_samples_are_written(tmp_path):
         and process.returncode == 0
         and verdicts(tmp_path / "out") == expected
     )
+
+
+@needs_lean
+def test_a_full_disk_is_said_once_whatever_the_number_of_workers(monkeypatch, capsys):
+    lean = lib.lean.find_lean("auto")
+
+    def full(**options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lib.lean.tempfile, "TemporaryFile", full)
+    rows = [row("p → p", f"\n  exact fun h{n} => h{n}") for n in range(12)]
+    with pytest.raises(SystemExit) as end:
+        verify.verify_rows(rows, lean, workers=4, batch=3, progress=False)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("error: cannot start Lean on a file in ") and "No space left on device" in said
 
 
 def test_follow_says_when_its_file_is_gone(tmp_path):

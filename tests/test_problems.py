@@ -188,7 +188,7 @@ REFUSED = "verify.py's filter: "
     ("open Nat\ntheorem a : 1 = 1 := by", REFUSED + "'open' without 'in' is a command"),
     ("set_option debug.skipKernelTC true in theorem a : 1 = 1 := by",
      REFUSED + "set_option is allowed for maxRecDepth, maxHeartbeats and their like, before a tactic"),
-    ("@[simp] theorem a : 1 = 1 := by", REFUSED + "attributes are not allowed"),
+    ("@[simp] theorem a : 1 = 1 := by", "it carries an attribute; take that off"),
     ("#eval 1 theorem a : 1 = 1 := by", REFUSED + "# belongs to commands and metaprograms"),
     ("theorem a : Lean.ofReduceBool = 1 := by", REFUSED + "'Lean.ofReduceBool' is not allowed"),
     ("theorem a :\u200b 1 = 1 := by", REFUSED + "character U+200B is not allowed"),

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from lib.cli import fail, flags, printable, run  # noqa: E402
 from lib.jsonl import read_jsonl, write_jsonl  # noqa: E402
 from lib.lean import HEADER  # noqa: E402
-from lib.lexer import forbidden, tokens  # noqa: E402
+from lib.lexer import forbidden, theorem_name, tokens  # noqa: E402
 
 COLUMNS = {  # ours, the release's, DeepSeek's miniF2F's, Lean Workbook's; the first that a row has counts
     "id": ("id", "theorem_full_name", "name"),
@@ -26,16 +26,14 @@ COLUMNS = {  # ours, the release's, DeepSeek's miniF2F's, Lean Workbook's; the f
     "header": ("header", "src_context"),
     "informal": ("informal", "informal_statement", "informal_prefix", "natural_language_statement"),
 }
-ALLOWED = re.compile(
-    r"\b(?:theorem|lemma|def|abbrev|noncomputable)\b|(/--)"
-)  # in a statement, not in a proof
+ALLOWED = re.compile(r"\b(?:theorem|lemma|def|abbrev|noncomputable)\b|(/--)")  # in statements, not in proofs
 KNOWN_DEFECTS = {"mathd_algebra_314": "over ℕ, 1 / 4 is 0 and the statement is 0 = 0"}
 BINDERS = {*"∑∏∀∃λ⋃⋂∫", "fun"}
 BRACKETS = {**dict(zip("([{⟨⌊⌈|‖", ")]}⟩⌋⌉|‖")), "if": "then"}
 
 
-def read_rows(path: str) -> list[dict]:
-    """The rows of a parquet, JSON or JSONL file as dicts; ends the program if it has no statements."""
+def read_rows(path: str) -> list[tuple[str, int, dict]]:
+    """(path, number, row) of a parquet, JSON or JSONL file; ends the program if it has no statements."""
     try:
         with open(path, "rb") as file:
             start = file.read(64).lstrip()
@@ -55,7 +53,7 @@ def read_rows(path: str) -> list[dict]:
     if not any(column in row for row in rows for column in COLUMNS["statement"]):
         found = ", ".join([*rows, {}][0]) or "nothing"
         fail(f"{path} has no column {' or '.join(COLUMNS['statement'])}, but {found}; see PROBLEMS.md")
-    return rows
+    return [(path, number, row) for number, row in enumerate(rows, 1)]
 
 
 def from_columns(row: dict, header: str | None) -> dict:
@@ -85,23 +83,18 @@ def without_proof(text: str) -> str:
 def check(text: str) -> tuple[str, str, list[str]]:
     """(statement, name, its words but for the name); ValueError says why proofs of it cannot be judged."""
     statement = without_proof(text)
-    kinds_and_words = [token[:2] for token in tokens(statement)]
-    words = [word for _, word in kinds_and_words]
-    theorems = [k for k, word in enumerate(words) if word in ("theorem", "lemma")]
-    if len(theorems) > 1:
+    words = [word for _, word, _ in tokens(statement)]
+    if sum(word in ("theorem", "lemma") for word in words) > 1:
         raise ValueError("it holds several theorems")
-    if words[-3:] != [":", "=", "by"]:
-        raise ValueError("it does not end in ':= by'")
-    if not theorems or kinds_and_words[theorems[0] + 1][0] != "name":
-        raise ValueError("it holds no named theorem")
-    place, name = theorems[0], words[theorems[0] + 1]
+    name = theorem_name(statement)
     if name.startswith("_root_"):
         raise ValueError("its name starts with _root_: it would leave the verifier's namespace")
     # The filter is for proofs. It is not shown what declares the theorem, and a line may start at the margin.
     plain = ALLOWED.sub(lambda match: "/- " if match[1] else " ", f" {statement}").replace("\n", "\n ")
     if reason := forbidden(plain):
         raise ValueError(f"verify.py's filter: {reason}")
-    return statement, name, words[:place] + words[place + 2 :]
+    place = words.index(name)
+    return statement, name, words[: place - 1] + words[place + 1 :]
 
 
 def names_until(words: list[str], *ends: str) -> set[str]:
@@ -157,9 +150,8 @@ def convert(rows, header=None, held_out=(), drop_defective=False):
             if words_of.get(name) == words:
                 raise ValueError("duplicate in id and statement")
             if indices := escaped_indices(words_list):
-                remarks.append(
-                    f"an index leaves its sum or product, put the body in brackets: {min(indices)}"
-                )
+                what = "an index leaves its sum or product, put the body in brackets"
+                remarks.append(f"{what}: {min(indices)}")
             if name in KNOWN_DEFECTS:
                 remarks.append(f"known to be defective: {KNOWN_DEFECTS[name]}")
             if remarks and drop_defective:
@@ -185,10 +177,8 @@ def summary(report: list[dict]) -> list[str]:
     for entry in report:
         kind = ("kept" if entry["kept"] else "left out") + ", " + entry["reason"].split(": ")[0]
         ids_of.setdefault(kind, []).append(str(entry["id"]))
-    return [
-        f"  {len(ids)} {kind}: {', '.join(ids[:3])}{', ...' if ids[3:] else ''}"
-        for kind, ids in ids_of.items()
-    ]
+    first = {kind: ", ".join(ids[:3] + ["..."] * (len(ids) > 3)) for kind, ids in ids_of.items()}
+    return [f"  {len(ids)} {kind}: {first[kind]}" for kind, ids in ids_of.items()]
 
 
 def main():
@@ -203,16 +193,12 @@ def main():
     args = parser.parse_args()
     if not re.match(r"keep\Z|\s*(import|prelude)\b", args.header or "keep"):
         fail(f'--header {args.header} is no header; give its text, such as "$(cat header.lean)", or keep')
-    rows = {
-        path: [(path, number, row) for number, row in enumerate(read_rows(path), 1)]
-        for path in args.files + args.without
-    }
-    held_out = {
-        " ".join(check(problem["statement"])[2]): f"{problem['id']} of {path}"
-        for path in args.without
-        for problem in convert(rows[path])[0]
-    }
-    rows = [one for path in args.files for one in rows[path] if args.split in (None, one[2].get("split"))]
+    held_out = {}
+    for path in args.without:
+        for problem in convert(read_rows(path))[0]:
+            held_out[" ".join(check(problem["statement"])[2])] = f"{problem['id']} of {path}"
+    rows = [one for path in args.files for one in read_rows(path)]
+    rows = [one for one in rows if args.split in (None, one[2].get("split"))]
     problems, report = convert(rows, args.header, held_out, args.drop_defective)
     skipped = f"{args.out.removesuffix('.jsonl')}.skipped.jsonl"
     write_jsonl(skipped, report)

@@ -35,6 +35,7 @@ ATOMS = "pqrs"
 TRUTH = {"p": 0xAAAA, "q": 0xCCCC, "r": 0xF0F0, "s": 0xFF00, "True": 0xFFFF, "False": 0}
 # Lean's precedence of a connective, and the least precedence of its left and right side without parentheses.
 PRECEDENCE = {"→": (25, 26, 25), "∧": (35, 36, 35), "∨": (30, 31, 30), "↔": (20, 21, 21)}
+SIZES = range(3, 10)  # connectives of a theorem
 
 
 def random_formula(rng, size, atoms):
@@ -273,27 +274,26 @@ def tactics(rng, proof, names, used, taste):
             return lines if rule == "apply" else ["exfalso", *lines]
 
 
-def theorem(seed, args):
-    """One theorem from one seed: (formula, steps of its shortest proof found, [completions]) or None."""
+def theorem(seed):
+    """One theorem from one seed: (formula, [completions]) or None."""
     rng = random.Random(seed)
-    sizes = range(args.min_size, args.max_size + 1)
-    size = rng.choices(sizes, [args.decay**n for n in range(len(sizes))])[0]
+    size = rng.choices(SIZES, [0.7**n for n in range(len(SIZES))])[0]
     f = canonical(random_formula(rng, size, ATOMS[: rng.choice((2, 3, 3, 4))]), {})
     if truth(f) != 0xFFFF or sum(c.isalpha() for c in text(f)) < 2:
         return None
-    proofs = {search(rng, {}, f, 0, frozenset(), [400]) for _ in range(args.searches)} - {None}
-    if not proofs or (least := min(map(steps, proofs))) < args.min_steps:
+    proofs = {search(rng, {}, f, 0, frozenset(), [400]) for _ in range(4)} - {None}
+    if not proofs or min(map(steps, proofs)) < 3:
         return None
     shortest = sorted(proofs, key=lambda proof: (steps(proof), repr(proof)))[:2]
     completions = set()
-    for _ in range(args.proofs):
+    for _ in range(4):
         lines = tactics(rng, rng.choice(shortest), {}, 0, rng.choice((0.0, 0.3, 1.0, 2.0)))
         completions.add("".join("\n  " + line for line in lines))
-    return f, least, sorted(completions)
+    return f, sorted(completions)
 
 
-def theorems(seeds, args):
-    return [found for seed in seeds if (found := theorem(seed, args))]
+def theorems(seeds):
+    return [found for seed in seeds if (found := theorem(seed))]
 
 
 def statement(f, name):
@@ -308,8 +308,8 @@ def find_theorems(count, args):
         while len(found) < count:
             jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
             start += len(jobs) * chunk
-            for results in pool.map(theorems, jobs, [args] * len(jobs)):
-                for f, _, completions in results:
+            for results in pool.map(theorems, jobs):
+                for f, completions in results:
                     found.setdefault(f, completions)
             bar.update(min(len(found), count) - bar.n)
     return found
@@ -323,13 +323,6 @@ def main():
     parser.add_argument("--train", type=count, default=3200, help="training problems")
     parser.add_argument("--val", type=count, default=200, help="held-out problems")
     parser.add_argument("--sft-theorems", type=count, default=40000, help="theorems for supervised training")
-    parser.add_argument("--proofs", type=count, default=4, help="most proofs of each of them")
-    parser.add_argument("--searches", type=count, default=4, help="searches a theorem; 2 proofs stay")
-    parser.add_argument("--min-size", type=count, default=3, help="connectives, at least")
-    parser.add_argument("--max-size", type=count, default=9, help="connectives, at most")
-    ratio = number(float, 0, exclusive=True)
-    parser.add_argument("--decay", type=ratio, default=0.7, help="frequency ratio of size n + 1 to size n")
-    parser.add_argument("--min-steps", type=number(int, 3), default=3, help="rules in a proof, at least")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="one seed for everything")
     parser.add_argument("--workers", type=count, default=2, help="processes for the search and for Lean")
     args = parser.parse_args()
