@@ -3,8 +3,8 @@
     pip install lean-dojo==2.2.0      (Python up to 3.12; also git, and elan from https://lean-lang.org)
     python verify.py ... --verifier lean-dojo --project FOLDER --lean "lake env lean"
 
-FOLDER is a Lake project that requires Mathlib, with its lake-manifest.json. Releases 2.1.3 and 2.2.0 serve
-Lean 4.3 to 4.11 (DeepSeek-Prover-V1.5 uses 4.9); 4.20.0 cannot trace these; none runs tactics from 4.12 on.
+FOLDER is a Lake project that requires Mathlib, with its lake-manifest.json. The versions that work are in
+check_dojo: lean-dojo 4.20.0 cannot trace a Lean before 4.12, and no release runs tactics from 4.12 on.
 
 1. Each problem becomes a file Problems/P00001.lean, its statement + ` sorry`, in a repo with its packages.
 2. lean-dojo clones, builds and traces the repo, once per set of problems: GitHub, and two copies of Mathlib.
@@ -49,8 +49,20 @@ lean_lib Problems where
 
 
 def read_project(project):
-    """The texts of the files in SHARED."""
-    return [open(os.path.join(project, name), encoding="utf-8").read() for name in SHARED]
+    """(lean-toolchain, lake-manifest.json, its packages); ends the program if they are not as needed."""
+    try:
+        toolchain, manifest = [open(os.path.join(project, name), encoding="utf-8").read() for name in SHARED]
+        packages = json.loads(manifest)["packages"]
+        has_mathlib = "mathlib" in [one["name"] for one in packages]
+        fits = has_mathlib and all(one["url"] and one["rev"] for one in packages)
+    except OSError as error:
+        fail(f"cannot read {error.filename}; --project is a Lake project built with `lake build`")
+    except (ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        needed = "list mathlib, and each package with its git url and rev, as `lake update` writes it"
+        fail(f"{project}/lake-manifest.json must {needed}")
+    return toolchain, manifest, packages
 
 
 def check_dojo(project):
@@ -59,25 +71,11 @@ def check_dojo(project):
         fail("lean-dojo is missing: with Python 3.12 or older, pip install lean-dojo==2.2.0")
     if missing := [command for command in ("git", "elan", "lake", "lean") if not shutil.which(command)]:
         fail(f"lean-dojo needs the command '{missing[0]}'; install git, and elan from https://lean-lang.org")
-    try:
-        toolchain, manifest = read_project(project)
-        packages = {
-            one["name"]: one.get("url") and one.get("rev") for one in json.loads(manifest)["packages"]
-        }
-    except OSError as error:
-        fail(
-            f"cannot read {error.filename}; --project is the folder of a Lake project built with `lake build`"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        packages = {}
-    if "mathlib" not in packages or not all(packages.values()):
-        needed = "list mathlib, and each package with its git url and rev, as `lake update` writes it"
-        fail(f"{project}/lake-manifest.json must {needed}")
-    release = importlib.metadata.version("lean-dojo")
+    toolchain, release = read_project(project)[0].strip(), importlib.metadata.version("lean-dojo")
     minor = re.match(r"leanprover/lean4:v?4\.(\d+)\.", toolchain)
     if not minor or not 3 <= int(minor[1]) <= 11 or release not in ("2.1.3", "2.2.0"):
         works = "Lean 4.3 to 4.11 with lean-dojo 2.1.3 or 2.2.0 works"
-        fail(f"{project} is on {toolchain.strip()}, and lean-dojo is {release}; {works}, or no --verifier")
+        fail(f"{project} is on {toolchain}, and lean-dojo is {release}; {works}, or no --verifier")
 
 
 # ---- the problems as a repo that lean-dojo has traced ----
@@ -100,10 +98,12 @@ def write_repo(home, problems, project):
     """A git repo of the problems, with the project's Lean and packages, in a folder named by their hash.
 
     Returns (folder, paths of the problems)."""
-    toolchain, manifest = read_project(project)
-    packages = [one for one in json.loads(manifest)["packages"] if not one.get("inherited")]
-    require = 'require «{name}» from git "{url}" @ "{inputRev}"'
-    required = [require.format(**one | {"inputRev": one.get("inputRev") or one["rev"]}) for one in packages]
+    toolchain, manifest, packages = read_project(project)
+    required = [
+        f'require «{one["name"]}» from git "{one["url"]}" @ "{one.get("inputRev") or one["rev"]}"'
+        for one in packages
+        if not one.get("inherited")
+    ]
     paths = [f"Problems/P{number:05}.lean" for number in range(1, len(problems) + 1)]
     files = {path: f"{one[0].rstrip()}\n{one[1]} sorry\n" for path, one in zip(paths, problems)}
     files |= {"lean-toolchain": toolchain, "lake-manifest.json": manifest}

@@ -24,6 +24,10 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300
 
 
+def is_number_or_null(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
 def is_ids(value: Any) -> bool:
     """Whether a value is a list of token ids, at least one."""
     return isinstance(value, list) and bool(value) and all(type(i) is int and i >= 0 for i in value)
@@ -34,8 +38,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("prompt_ids", "completion_ids"), ("a list of token ids", is_ids)),
     "sample": ("its number in the group", lambda value: type(value) is int and value >= 0),
     "logprobs": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
-    "reward": ("a number or null", lambda value: value is None or is_number(value)),
-    "advantage": ("a number or null", lambda value: value is None or is_number(value)),
+    "step": ("a number", is_number),
+    **dict.fromkeys(
+        ("reward", "advantage", "unique", "kl", "clip_fraction"), ("a number or null", is_number_or_null)
+    ),
 }
 
 

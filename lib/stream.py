@@ -106,12 +106,13 @@ def follow(path: str) -> Iterator[str | None]:
     with open(name, "rb") as file:
         while True:
             last = complete()  # asked before reading, so that nothing can come after it
-            piece = file.read(1 << 20)
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from (line.decode() + "\n" for line in lines)
-            if not piece and last:
+            rest += file.readline()
+            if rest.endswith(b"\n"):
+                yield rest.decode()
+                rest = b""
+            elif last:
                 break
-            if not piece:
+            else:
                 if not os.path.exists(name) and not complete():
                     fail(f"{name} was taken away while it was followed; run the same command again")
                 time.sleep(0.2)
