@@ -287,11 +287,13 @@ def main():
     verdicts, error = collections.Counter(), ""
     for row in read_jsonl(args.out):
         verdicts[row["verdict"]] += 1
-        error = error or row["message"] * (row["verdict"] == "error")
+        if row["verdict"] == "error":
+            error = error or row["message"]
     names = REWARD if asks_lean(args) else ("scored", "error")
     print(f"{verdicts.total()} rows:", ", ".join(f"{verdicts[name]} {name}" for name in names))
     if count := verdicts["error"]:
-        print(f"warning: no verdict on {count} rows (reward null): {printable(error)}", file=sys.stderr)
+        said = printable(" ".join(error.split()))
+        print(f"warning: no verdict on {count} rows (reward null): {said}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,7 @@ from lib.logprobs import completion_logprobs
 G, BETA = 8, 0.25
 
 
-def train_on(
-    rows: list[dict], beta: float, epochs: int, words: list[str]
-) -> tuple[list[dict], np.ndarray, dict]:
+def train_on(rows: list[dict], beta: float, epochs: int, words: list[str]) -> tuple:
     """The rows with their advantages, by what factor an update changes each probability, its metrics."""
     args = train.parse_args([*words, "--unlikeliness", str(beta), "--ppo-epochs", str(epochs)])
     rows = add_advantages(rows, args)
