@@ -37,7 +37,7 @@ SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'
 INSTALL = "install Lean 4 from https://lean-lang.org"
 
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder. What
-# ends the shell, its parent's death too, first ends Lean and removes the folder (twice: a dying Lean may write).
+# ends the shell, its parent's death too, first ends Lean and removes the folder; a dying Lean may write.
 # Arguments: parent, KiB of memory, command.
 GUARD = """trap 'kill -9 $lean; rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }; kill -9 0' TERM INT HUP
 [ "$PPID" = "$1" ] && folder=$(mktemp -u) && mkdir -m 700 "$folder" || exit 97
