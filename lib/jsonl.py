@@ -129,19 +129,12 @@ def read_groups(path: str) -> Iterator[list[dict]]:
 
 # ---- writing ----
 
-MENDS = {  # what helps when a file cannot be written
-    errno.EACCES: "allow writing there",
-    errno.EPERM: "allow writing there",
-    errno.EROFS: "make it writable",
-    errno.ENAMETOOLONG: "shorten the name",
-    errno.EFBIG: "make room or raise the limit on file sizes (ulimit -f)",
-}
-
 
 def cannot_write(path: str, error: BaseException) -> NoReturn:
     """Ends the program because a file cannot be written; no stage loses anything by that."""
     reason = getattr(error, "strerror", None) or cause(error)
-    mend = MENDS.get(getattr(error, "errno", None) or errno.ENOSPC, "make room")
+    full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "make room" if full else "allow writing there"
     again = "give the same command again (train.py: with --resume), or choose another --out"
     fail(f"cannot write {path} ({reason}); {mend} and {again}")
 

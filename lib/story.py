@@ -1,8 +1,6 @@
 """What training did to the base model, in words: three sentences, two examples, one theorem's proofs."""
 
 import argparse
-import os
-import sys
 from collections import Counter
 from typing import Any
 
@@ -57,9 +55,9 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
     first, last = (dict(zip(c["ids"], zip(c["correct"], c["n"], c["proofs"]))) for c in results.values())
     statements = {row["id"]: row["statement"] for row in rows}
     gain, told = {}, ""
-    for name in statements.keys() & last.keys():
+    for name in [name for name in statements if name in last]:
         gain[name] = last[name][0] / last[name][1] - first[name][0] / first[name][1]
-    best = max(sorted(gain), key=lambda name: gain[name], default=None)
+    best = max(gain, key=lambda name: gain[name], default=None)
     if best is not None and gain[best] > 0:
         told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
         for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
@@ -80,7 +78,7 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
 
 
 def print_proofs(title: str, rows: list[dict], before: list[float], after: list[float]) -> None:
-    """One theorem's distinct completions of a file, likeliest first, in colour where the terminal has it."""
+    """One theorem's distinct completions of a file, likeliest first."""
     texts = [tuple(row["completion_ids"]) for row in rows]
     times = Counter(texts)
     correct = sum(row["reward"] is not None and row["reward"] >= 1 for row in rows)
@@ -92,11 +90,7 @@ def print_proofs(title: str, rows: list[dict], before: list[float], after: list[
         known = [f"{key} {row[key]:.3g}" for key in ("rank", "advantage") if row.get(key) is not None]
         known.append(f"log-probability {before[i]:.2f} before, {after[i]:.2f} after")
         known.append(f"{times.pop(texts[i])} times")
-        head = f"{verdict}, {', '.join(known)}"
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            color = {"proved": 32, "rejected": 31}.get(verdict, 33)  # green, red, yellow
-            head = f"\033[{color}m{head}\033[0m"
-        print(f"\n{head}\n{indented(row['completion'])}")
+        print(f"\n{verdict}, {', '.join(known)}\n{indented(row['completion'])}")
 
 
 def show(folder: str, name: str, args: argparse.Namespace) -> None:

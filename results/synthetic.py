@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import advantage
 from lib.cli import flags, number, run
-from lib.figures import Panel, draw, markdown, panels, save, write_csv
+from lib.figures import Panel, cells, draw, markdown, panels, save, write_csv
 from train import token_losses
 
 NS = 2 ** np.arange(10)  # the N of pass@N: 1 .. 512
@@ -207,9 +207,8 @@ def compare(args: Namespace) -> None:
     change = {name: (NS, interval(values)) for name, values in gains.items()}
     by_rank = {name: (RANKS, interval(values)) for name, values in zip(SETTINGS, rates)}
     left = Panel("pass@N above the base model, points", "N", change, log=True, scale=1)
-    right = Panel(
-        "right strategies made likelier, %", "rank, 1 = the base model's favourite", by_rank, scale=1
-    )
+    rank = "rank, 1 = the base model's favourite"
+    right = Panel("right strategies made likelier, %", rank, by_rank, scale=1)
     path = os.path.join(args.out, "synthetic")
     zero = {"base model": (NS, np.zeros((3, len(NS))))}
     left.lines = zero | {name: change[name] for name in (DEFAULT, BEST)}
@@ -219,10 +218,8 @@ def compare(args: Namespace) -> None:
     write_csv(f"{path}.csv", [left, right])
     columns = [["points above base [95 %]", *left.lines]]
     for k in (0, 4, 7, 9):
-        ends = [curve[:, k] for _, curve in left.lines.values()]
-        columns.append(
-            [f"N = {NS[k]}", *(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high in ends)]
-        )
+        column = np.stack([curve[:, k] for _, curve in left.lines.values()], axis=1)  # [3, rows]
+        columns.append([f"N = {NS[k]}", *cells(column, column.shape[1], "+.1f", scale=1)])
     table = markdown(columns)
     fill(os.path.join(args.out, "README.md"), {"synthetic": table})
     print(f"{table}\n\nFigure: {path}.png, all numbers: {path}.csv")
@@ -234,8 +231,8 @@ def draw_map(args: Namespace) -> None:
     figure, axes = panels(1, len(MAPS), height=4.8)
     parts = []
     for ax, (title, (changes, habits, skills, mark)) in zip(axes, MAPS.items()):
-        cells = [{**changes, "habit": habit, "skill": skill} for skill in skills for habit in habits]
-        worlds = [Namespace(**{**vars(args), **cell}) for cell in cells]
+        grid = [{"habit": habit, "skill": skill} for skill in skills for habit in habits]
+        worlds = [Namespace(**{**vars(args), **changes, **cell}) for cell in grid]
         results = train_all(worlds, settings, args.seeds, args.workers)
         change = results[..., 2 * len(NS) - 1] - results[..., len(NS) - 1]  # [cells, 3, S] at N = 512
         change = change.reshape(len(skills), len(habits), 3, -1)
@@ -268,12 +265,11 @@ def draw_map(args: Namespace) -> None:
 def main() -> None:
     parser = flags("GRPO and its rivals in a synthetic world where pass@N is exact.")
     count = number(int, 1)
-    parser.add_argument("--map", action="store_true", help="draw the map instead of the table and the figure")
-    parser.add_argument("--seeds", type=count, help="worlds to train each setting in (default: 20; --map: 4)")
-    parser.add_argument(
-        "--out", default="results", help="folder for the figures, and of the README.md to fill"
-    )
-    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="processes")
+    add = parser.add_argument
+    add("--map", action="store_true", help="draw the map instead of the table and the figure")
+    add("--seeds", type=count, help="worlds to train each setting in (default: 20; --map: 4)")
+    add("--out", default="results", help="folder for the figures, and of the README.md to fill")
+    add("--workers", type=count, default=os.cpu_count(), help="processes")
     group = parser.add_argument_group("the world and its training")
     for name, (default, low, high, words) in WORLD.items():
         kind = number(type(default), low, high=high)

@@ -871,14 +871,3 @@ def test_show_command(run_folders, called):
     )
     missing = called("show", run_folders / "runs/a", "nobody")
     assert missing.returncode == 2 and "no samples of a theorem nobody" in missing.stderr
-
-
-def test_show_is_in_colour_on_a_terminal(monkeypatch, capsys):
-    rows = [dict(row, verdict="proved") for row in verified({"t": [1]})]
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    story.print_proofs("step_00001", rows, [-1.0], [-0.5])
-    assert "\033[32mproved" in capsys.readouterr().out
-    monkeypatch.setenv("NO_COLOR", "1")
-    story.print_proofs("step_00001", rows, [-1.0], [-0.5])
-    assert "\033" not in capsys.readouterr().out

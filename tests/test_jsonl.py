@@ -85,9 +85,9 @@ def test_logprobs_are_as_many_as_tokens(tmp_path, capsys):
         (errno.ENOSPC, "make room", "allow"),
         (errno.EDQUOT, "make room", "allow"),
         (errno.EACCES, "allow writing there", "room"),
-        (errno.EROFS, "writable", "room"),
-        (errno.ENAMETOOLONG, "shorten the name", "room"),
-        (errno.EFBIG, "ulimit -f", "allow"),
+        (errno.EROFS, "allow writing there", "room"),
+        (errno.ENAMETOOLONG, "choose another --out", "room"),
+        (errno.EFBIG, "make room", "allow"),
     ],
 )
 def test_each_failed_write_names_its_mend(capsys, number, words, other):
