@@ -1,6 +1,5 @@
 """The run folder of train.py: its settings, checkpoints and resume."""
 
-import atexit
 import contextlib
 import fcntl
 import hashlib
@@ -122,9 +121,7 @@ def open_run(args: Namespace) -> tuple[dict, str | None]:
     files = {name: fingerprint(getattr(args, name)) for name in FILES}
     record = {"format": FORMAT, "run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
     try:
-        if not os.path.isdir(args.out):
-            os.makedirs(args.out)
-            atexit.register(remove_if_empty, args.out)  # a start that fails leaves nothing behind
+        os.makedirs(args.out, exist_ok=True)
         lock(args.out)
         if args.resume and os.path.exists(path):
             record["run_id"] = check_settings(args, path, record)
@@ -134,11 +131,6 @@ def open_run(args: Namespace) -> tuple[dict, str | None]:
     if checkpoint:
         prune_checkpoints(checkpoint, args.keep)  # the run may have been killed before it could
     return record, checkpoint or args.resume_from
-
-
-def remove_if_empty(folder: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
 
 
 def lock(folder: str) -> None:
@@ -297,10 +289,10 @@ def read_advantages(args: Namespace) -> list[dict]:
     return rows
 
 
-def check_tokens(rows: list[dict], args: Namespace, model: Any) -> int:
+def check_tokens(rows: list[dict], model: Any, name: str) -> int:
     """The tokens of the longest row; ends the program if the model does not know them all."""
     texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
-    largest = max(map(max, texts))
+    largest = max(map(max, texts), default=0)
     if largest >= vocabulary_size(model.config):
-        fail(f"{args.advantages} has a token {largest}, unknown to {args.model}; give the right --model")
-    return max(map(len, texts))
+        fail(f"the rows have a token {largest}, unknown to {name}; give the model that sampled them")
+    return max(map(len, texts), default=0)

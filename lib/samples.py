@@ -86,15 +86,11 @@ def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[f
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
     from lib.checks import check_logprobs  # here, since pass@N needs none of these
     from lib.logprobs import completion_logprobs
-    from lib.model import load_model, vocabulary_size
+    from lib.model import load_model
+    from lib.run import check_tokens
 
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
-    texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
-    largest = max(map(max, texts), default=0)
-    if largest >= vocabulary_size(model.config):
-        size = f"{model_path} has only {vocabulary_size(model.config)}"
-        fail(f"the rows have a token {largest}, {size}; give checkpoints of the model that sampled them")
-    check_logprobs(model, max(map(len, texts), default=0))
+    check_logprobs(model, check_tokens(rows, model, model_path))
     logprobs = completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
     return [float(tokens.sum()) for tokens in logprobs]
 
