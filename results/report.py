@@ -74,9 +74,8 @@ def interval(values: np.ndarray, repeats: int = 4000) -> np.ndarray:
 
 def pass_panel(title: str, head: str, rates: dict[str, np.ndarray]) -> Panel:
     """Lines of pass@N, or of its differences, from {label: [S, P, Ns]}."""
-    return Panel(
-        title, head, {label: (NS[: v.shape[2]], interval(v)) for label, v in rates.items()}, log=True
-    )
+    lines = {label: (NS[: values.shape[2]], interval(values)) for label, values in rates.items()}
+    return Panel(title, head, lines, log=True)
 
 
 def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]) -> Panel:
@@ -92,9 +91,8 @@ def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]
 def metric(runs: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
     """Mean, lowest and highest seed of what is taken of a number of metrics.jsonl."""
     rows = [[row[key] for row in list(read_jsonl(f"{run}/metrics.jsonl", key))[steps]] for run in runs]
-    seeds = [
-        unit * reduce([value for value in some if value is not None]) for some in rows
-    ]  # null: no update
+    # null: no update in that step
+    seeds = [unit * reduce([value for value in some if value is not None]) for some in rows]
     return [np.mean(seeds), min(seeds), max(seeds)]
 
 
@@ -104,10 +102,8 @@ def uplifts(folder: str, names: list[str], which: int) -> dict[str, Any]:
     rows = correct_samples(f"{folder}/base-train/verified.jsonl")
     before, rates = score(f"{HERE}/toy/base", rows, args), {}
     for name in names:
-        checkpoints = [
-            sorted(glob.glob(f"{run}/checkpoints/step_*"))[which] for run in seeds_of(folder, name)
-        ]
-        after = [score(path, rows, args) for path in checkpoints]  # [S, n]
+        checkpoints = [sorted(glob.glob(f"{run}/checkpoints/step_*")) for run in seeds_of(folder, name)]
+        after = [score(paths[which], rows, args) for paths in checkpoints]  # [S, n]
         rates[name] = uplift([row["id"] for row in rows], before, after)
     return rates
 
@@ -172,18 +168,17 @@ def main():
     parser.add_argument("--out", default="results", help="folder of the figures and of the README.md to fill")
     args = parser.parse_args()
     folder = args.folder
-    done = {
-        path.split("/")[-3].split("-seed")[0] for path in glob.glob(f"{folder}/*-seed*/val/verified.jsonl")
-    }
+    done = glob.glob(f"{folder}/*-seed*/val/verified.jsonl")
+    done = {path.split("/")[-3].split("-seed")[0] for path in done}
     rivals = sorted(done - {*SETTINGS} - {*ABLATION})
     settings = [*(name for name in SETTINGS if name in done), *rivals]
     pairs = [*MATCHED, *(f"{name} - unlikeliness-2" for name in rivals)]
     pairs = [pair for pair in pairs if {*pair.split(" - ")} <= {*settings}]
     rates = {name: sampled(folder, name, "val") for name in ("base", *settings)}
-    training = {
-        name: [metric(seeds_of(folder, name), *how) for how in TRAINING.values()] for name in settings
-    }
-    along = {name: (list(TRAINING), np.array(numbers).T) for name, numbers in training.items()}
+    along = {}
+    for name in settings:
+        numbers = [metric(seeds_of(folder, name), *how) for how in TRAINING.values()]
+        along[name] = list(TRAINING), np.array(numbers).T
     by_rank = uplifts(folder, settings, -1)
     to_base = paired("to-base", "above base", rates, [f"{name} - base" for name in settings])
     to_base.lines = {"base, %": pass_panel("", "", rates).lines["base"]} | to_base.lines
@@ -199,9 +194,7 @@ def main():
         short = {name: sampled(folder, name, "short") for name in ABLATION} | {"base": rates["base"]}
         panels.append(paired("ablation", "above base", short, [f"{name} - base" for name in ABLATION]))
         panels.append(uplift_panel("ablation-uplift", uplifts(folder, ABLATION, 0)))
-    tempered = [
-        name for name in ("base", *settings) if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")
-    ]
+    tempered = [name for name in rates if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")]
     if "base" in tempered:
         at_one, best, chosen = temperature_panels(folder, tempered)
         panels += [at_one, best, chosen]
