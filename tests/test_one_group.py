@@ -1,5 +1,6 @@
-"""docs/one-group.md is what tools/one_group.py prints, and its numbers are those of the formulas."""
+"""docs/one-group.md shows what tools/one_group.py prints, and its numbers are those of the formulas."""
 
+import math
 import os
 import re
 import subprocess
@@ -24,9 +25,10 @@ def test_the_page_is_what_the_command_prints():
     env = dict(os.environ, OMP_NUM_THREADS="1")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    assert NUMBER.sub("", done.stdout) == NUMBER.sub("", the_page())
+    shown = the_page().split("---\n\n")[1].removesuffix("\n")
+    assert NUMBER.sub("", done.stdout) == NUMBER.sub("", shown)
     ours, theirs = (
-        [float(x.replace(",", "")) for x in NUMBER.findall(text)] for text in (done.stdout, the_page())
+        [float(x.replace(",", "")) for x in NUMBER.findall(text)] for text in (done.stdout, shown)
     )
     assert ours == pytest.approx(theirs, rel=0.02, abs=0.02)  # another machine rounds differently
 
@@ -49,7 +51,23 @@ def test_the_columns_of_the_page_follow_from_rank_and_reward():
             [(x - mean) / std for x in values], abs=0.006
         )
     assert [float(row[3]) for row in table] == pytest.approx(shaped, abs=0.0006)
+    assert f"mean r = {sum(shaped) / 8:.3f}, std r = {std:.3f}" in page
     assert "all 8" in page.lower()
+
+
+def test_the_numbers_in_the_words_of_the_page():
+    page = the_page()
+    logprobs = [float(x) for x in re.findall(r"^ *\d +(-[\d.]+) ", page, re.M)]
+    words = r"about ([\d,]+) times .* 8, e to the power of ([\d.]+) - ([\d.]+):"
+    times, rare, likely = re.search(words, page).groups()
+    assert [-float(likely), -float(rare)] == [logprobs[0], logprobs[7]]
+    assert float(times.replace(",", "")) == pytest.approx(math.exp(logprobs[0] - logprobs[7]), rel=0.02)
+    worked = re.findall(r"completion (\d) +1 - 0.25 x \(8 - (\d)\) / 8 = ([\d.]+)$", page, re.M)
+    assert len(worked) == 2
+    for number, rank, value in worked:
+        row = next(line for line in page.splitlines() if line.startswith(f"| {number} |"))
+        shaped = 1 - 0.25 * (8 - int(rank)) / 8
+        assert float(value) == float(row.split("|")[4]) == pytest.approx(shaped, abs=0.0006)
 
 
 def test_a_group_that_cannot_be_shown_ends_with_a_sentence():
