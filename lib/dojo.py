@@ -10,10 +10,8 @@ check_dojo: lean-dojo 4.20.0 cannot trace a Lean before 4.12, and no release run
 2. lean-dojo clones, builds and traces the repo, once per set of problems: GitHub, and two copies of Mathlib.
 3. Each batch gets a process of its own, since a Dojo changes the working folder. A theorem's Dojo imports
    Mathlib once and tries every candidate on the first state, as one tactic `( ... )`.
-4. judge_batch decides on what a Dojo accepts, since it lets sorryAx pass, and on what it cannot take:
-   `where`, long lines, proofs that crash it.
-
-It is slower than the default verifier. It has no heartbeat limit: where that rejects, it says "timeout".
+4. A Dojo only rejects. judge_batch decides on what it accepts, since it lets sorryAx pass, and on what it
+   does not take: `where`, long lines, a proof that ends it by a timeout or a crash, and those after that one.
 """
 
 import contextlib
@@ -37,6 +35,7 @@ from lib.lexer import theorem_name, tokens
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LINE_BYTES = 4095  # lean-dojo talks to Lean through a terminal, which cuts longer lines
 OPEN_SECONDS = 600  # for a Dojo to import Mathlib from a cold disk
+UNOPENED = "bad statement: lean-dojo cannot open it"
 SHARED = "lean-toolchain", "lake-manifest.json"  # files that the repo of the problems takes from FOLDER
 LAKEFILE = """import Lake
 open Lake DSL
@@ -164,11 +163,11 @@ def start_child(*words, **options):
                 os.killpg(child.pid, signal.SIGKILL)
 
 
-def ask_dojos(keys_of, timeout, stop):
-    """The verdicts of Dojos on {(repo, file, name): keys}, but for what they accept or do not answer."""
-    job = [[*theorem, [as_tactic(*key[1:]) for key in keys]] for theorem, keys in keys_of.items()]
-    keys = [key for some in keys_of.values() for key in some]
-    deadline = time.monotonic() + OPEN_SECONDS * len(job) + 2 * timeout * len(keys)
+def ask_dojos(tactics_of, timeout, stop):
+    """The verdicts of Dojos on {(repo, file, name): {key: tactic}}, as far as they reject."""
+    job = [[*theorem, list(tactics.values())] for theorem, tactics in tactics_of.items()]
+    start, count = time.monotonic(), sum(map(len, tactics_of.values()))
+    deadline = start + OPEN_SECONDS * len(job) + 2 * timeout * count
     with tempfile.TemporaryFile("w+", encoding="utf-8") as question, tempfile.TemporaryFile() as answers:
         json.dump(job, question)
         question.seek(0)
@@ -178,20 +177,23 @@ def ask_dojos(keys_of, timeout, stop):
                 time.sleep(0.1)
         answers.seek(0)
         found = [json.loads(line) for line in answers if line.endswith(b"\n")]
-    return {
-        key: tuple(verdict) for key, verdict in zip(keys, found) if verdict[0] not in ("accepted", "crash")
-    }
+    verdicts, seconds = {}, (time.monotonic() - start) / count
+    for tactics, reasons in zip(tactics_of.values(), found):
+        for key, reason in zip(tactics, reasons):
+            if reason is not None:
+                verdicts[key] = "error" if reason.startswith(UNOPENED) else "rejected", reason, seconds
+    return verdicts
 
 
 def judge_with(theorems, judge_batch):
     """A `judge` in the place of judge_batch, with theorems from trace_problems."""
 
     def judge(batch, lean, timeout, stop=None):
-        keys_of = {}
+        tactics_of = {}
         for key in batch:
-            if key[:2] in theorems and as_tactic(*key[1:]):
-                keys_of.setdefault(theorems[key[:2]], []).append(key)
-        verdicts = ask_dojos(keys_of, timeout, stop) if keys_of else {}
+            if key[:2] in theorems and (tactic := as_tactic(*key[1:])):
+                tactics_of.setdefault(theorems[key[:2]], {})[key] = tactic
+        verdicts = ask_dojos(tactics_of, timeout, stop) if tactics_of else {}
         undecided = [key for key in batch if key not in verdicts]
         return verdicts | (judge_batch(undecided, lean, timeout, stop) if undecided else {})
 
@@ -201,39 +203,28 @@ def judge_with(theorems, judge_batch):
 # ---- inside the process of start_child: only here is lean_dojo imported ----
 
 
-def try_tactic(lean_dojo, dojo, state, text):
-    """(kind, message) for one candidate; kind is accepted, rejected, timeout or crash."""
-    try:
-        result = dojo.run_tac(state, text)
-    except lean_dojo.DojoTacticTimeoutError:
-        return "timeout", "no answer from lean-dojo within --timeout"
-    except AssertionError:  # Lean was killed, or left goals that lean-dojo cannot read
-        return ("rejected", "unsolved goals") if dojo.proc.isalive() else ("crash", "Lean was killed")
-    except (lean_dojo.DojoCrashError, OSError) as error:
-        return "crash", f"{error}"
+def rejection(lean_dojo, dojo, state, text):
+    """Why the Dojo does not take a candidate, or None if it does."""
+    result = dojo.run_tac(state, text)
     if isinstance(result, lean_dojo.ProofFinished):
-        return "accepted", ""
+        return None
     if isinstance(result, lean_dojo.TacticState):
-        return "rejected", f"unsolved goals\n{result.pp}"
-    return "rejected", result.error if isinstance(result, lean_dojo.LeanError) else "the proof holds a sorry"
+        return f"unsolved goals\n{result.pp}"
+    return result.error if isinstance(result, lean_dojo.LeanError) else "the proof holds a sorry"
 
 
-def try_tactics(lean_dojo, theorem, tactics, timeout):
-    """Yields (kind, message) of each tactic. After a timeout or a crash the next one gets a new Dojo."""
-    done = 0
+def rejections(lean_dojo, theorem, tactics, timeout):
+    """rejection() of each tactic, up to one that ends the Dojo: by a timeout, a crash, unreadable goals."""
+    found = []
     try:
-        while done < len(tactics):
-            with lean_dojo.Dojo(theorem, timeout=OPEN_SECONDS) as (dojo, state):
-                dojo.proc.timeout = timeout  # from now on, for one answer
-                for tactic in tactics[done:]:
-                    kind, message = try_tactic(lean_dojo, dojo, state, tactic)
-                    done += 1
-                    yield kind, message
-                    if kind in ("timeout", "crash"):
-                        break
+        with lean_dojo.Dojo(theorem, timeout=OPEN_SECONDS) as (dojo, state):
+            dojo.proc.timeout = timeout  # from now on, for one answer
+            with contextlib.suppress(Exception):
+                for tactic in tactics:
+                    found.append(rejection(lean_dojo, dojo, state, tactic))
+        return found
     except Exception as error:
-        reason = f"bad statement: lean-dojo cannot open it: {type(error).__name__}: {error}"
-        yield from [("error", reason)] * (len(tactics) - done)
+        return [f"{UNOPENED}: {type(error).__name__}: {error}"] * len(tactics)
 
 
 def child_main(folder, timeout=None):
@@ -252,12 +243,8 @@ def child_main(folder, timeout=None):
     if not lean_dojo.is_available_in_cache(repo):
         lean_dojo.trace(repo, build_deps=False)  # no dst_dir: no Dojo reads that copy
     for _, path, name, tactics in json.load(sys.stdin) if timeout else ():
-        started = time.monotonic()
-        for kind, message in try_tactics(
-            lean_dojo, lean_dojo.Theorem(repo, path, name), tactics, float(timeout)
-        ):
-            seconds, started = time.monotonic() - started, time.monotonic()
-            os.write(out, json.dumps([kind, message[:300], seconds]).encode() + b"\n")
+        found = rejections(lean_dojo, lean_dojo.Theorem(repo, path, name), tactics, float(timeout))
+        os.write(out, json.dumps(found).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -397,22 +397,23 @@ def test_what_lean_dojo_accepts_without_an_axiom_check_is_not_proved(stand_in, l
 
 
 @needs_lean
-def test_timeouts_and_deaths_concern_one_candidate(stand_in, lean, tmp_path):
+@pytest.mark.parametrize("end", ["hang", "crash", "die"])
+def test_what_ends_a_dojo_and_what_follows_is_decided_by_judge_batch(stand_in, lean, tmp_path, end):
     proofs = [
-        "\n  exact id" + comment
-        for comment in (" -- hang", "", " -- crash", " -- last", " -- die", " -- after")
+        "\n  exact id",
+        "\n  skip",
+        f"\n  exact id -- {end}",
+        "\n  exact id -- after",
+        "\n  skip -- after",
     ]
     started = time.monotonic()
     verdicts = judge(problem("thm"), proofs, lean, tmp_path, timeout=3)
-    # judge_batch decides about what a Dojo cannot take, and so about what comes after its process's end.
-    assert [verdict for verdict, _ in verdicts] == ["timeout"] + ["proved"] * 5
-    assert "within --timeout" in verdicts[0][1]
+    assert [verdict for verdict, _ in verdicts] == ["proved", "rejected", "proved", "proved", "rejected"]
     assert time.monotonic() - started < 60
-    opened = stand_in("open")
-    assert len(opened) == 3  # first, after hang, after crash
-    for line in opened:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(line.split()[3]), 0)
+    (opened,) = stand_in("open")
+    assert len(stand_in("run")) == 3 and "after" not in "".join(stand_in("run"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(opened.split()[3]), 0)
 
 
 @needs_lean
@@ -495,7 +496,7 @@ def test_no_process_outlives_the_one_that_started_it(stand_in, lean, tmp_path):
     )
     code = f"""import sys; sys.path.insert(0, {HERE!r})
 from lib import dojo
-dojo.ask_dojos({{{theorem!r}: [{key!r}]}}, 60, None)"""
+dojo.ask_dojos({{{theorem!r}: {{{key!r}: "( exact id -- hang\\n)"}}}}, 60, None)"""
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
     while not stand_in("run") and time.monotonic() < deadline:
@@ -585,20 +586,23 @@ while True:
 
 
 # fmt: off
-@pytest.mark.parametrize("text, kind, message", [
-    ("(\n  exact h\n)", "accepted", ""), ("goal", "rejected", "unsolved goals\ncase a\np : Prop\n⊢ p"),
-    ("odd", "rejected", "unsolved goals"), ("wrong", "rejected", "unknown identifier"), ("given_up", "rejected", "sorry"),
-    ("die", "crash", ""), ("leave", "crash", ""), ("hang", "timeout", ""),
-    ("size".ljust(4095 - len('{"sid": 0, "cmd": ""}'), "x"), "rejected", str(4095 - len('{"sid": 0, "cmd": ""}')))])
-def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, kind, message):
+@pytest.mark.parametrize("text, message", [
+    ("(\n  exact h\n)", None), ("goal", "unsolved goals\ncase a\np : Prop\n⊢ p"),
+    ("wrong", "unknown identifier"), ("given_up", "the proof holds a sorry"),
+    ("size".ljust(4095 - len('{"sid": 0, "cmd": ""}'), "x"), str(4095 - len('{"sid": 0, "cmd": ""}'))),
+    ("die", Exception), ("leave", Exception), ("hang", Exception), ("odd", AssertionError)])
+def test_lean_dojos_own_run_tac_gives_each_kind(lean_dojo, text, message):
     """lean-dojo's Dojo and its terminal, with a script in Lean's place that answers as Lean4Repl.lean does."""
     pexpect = pytest.importorskip("pexpect")
     one = object.__new__(lean_dojo.Dojo)
-    one.proc = pexpect.spawn(sys.executable, ["-c", FAKE_LEAN], timeout=3 if kind == "timeout" else 20, maxread=1,
-                             encoding="utf-8", echo=False)
+    one.proc = pexpect.spawn(sys.executable, ["-c", FAKE_LEAN], timeout=20, maxread=1, encoding="utf-8", echo=False)
+    one.proc.timeout = 3 if text == "hang" else 20  # as lib/dojo.py sets it
     try:
-        found = dojo.try_tactic(lean_dojo, one, lean_dojo.TacticState("⊢ p", 0), text)
-        assert found[0] == kind and message in found[1]
+        if isinstance(message, type):
+            with pytest.raises(message):
+                dojo.rejection(lean_dojo, one, lean_dojo.TacticState("⊢ p", 0), text)
+        else:
+            assert dojo.rejection(lean_dojo, one, lean_dojo.TacticState("⊢ p", 0), text) == message
     finally:
         one.proc.close(force=True)
 # fmt: on
@@ -680,7 +684,8 @@ def trace_by_hand(folder, path, name, cache):
 
 
 @needs_lean
-def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", ["hang", "die"])
+def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path, monkeypatch, end):
     """lean-dojo's own Dojo: repo, cache, syntax tree, rewritten file, terminal. A script stands in for `lake env lean`."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "lake").write_text(
@@ -700,8 +705,7 @@ def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path
         "\n  intro h": "rejected",
         "\n  exact no_such": "rejected",
         "\n  exact sorry": "rejected",
-        "\n  exact id -- hang": "timeout",
-        "\n  exact id -- die": "proved",  # the Dojo died of it, so that judge_batch decided
+        f"\n  exact id -- {end}": "proved",  # the Dojo ends with it, so that judge_batch decides
         "\n  exact id": "proved",
     }
     judge = dojo.judge_with({problem("hello"): theorem}, verify.judge_batch)
@@ -709,5 +713,5 @@ def test_the_installed_lean_dojo_from_cache_to_verdict(lean_dojo, lean, tmp_path
     assert {key[2]: verdict for key, (verdict, _, _) in verdicts.items()} == proofs, verdicts
     assert verdicts[(*problem("hello"), "\n  intro h")][1] == "unsolved goals\np q r : Prop\n⊢ p → p"
     key = *problem("hello"), "\n  exact id"
-    nothing = dojo.ask_dojos({(*theorem[:2], "no_such_theorem"): [key]}, 4, None)
+    nothing = dojo.ask_dojos({(*theorem[:2], "no_such_theorem"): {key: "exact id"}}, 4, None)
     assert nothing[key][0] == "error" and "Failed to locate the theorem" in nothing[key][1]
