@@ -25,7 +25,8 @@ def fail(message: str) -> NoReturn:
     """Ends the program with one sentence and exit code 2. For a worker thread, the main thread says it."""
     if threading.current_thread() is not threading.main_thread():
         raise SystemExit(message)
-    print(f"error: {printable(message)}", file=sys.stderr)
+    sentence = re.sub(r"\s*\n\s*", " ", message.strip())  # it may quote lines of another program
+    print(f"error: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -141,12 +141,11 @@ def check_header(lean: Lean) -> Lean:
     header, words = lean.header.rstrip() + "\n", shlex.join(lean.command)
     messages, trouble = run_lean(header, lean, 600)
     if trouble:
-        said = " ".join(trouble.split())
-        fail(f"Lean fails on an empty file ({said}); give it more --memory-gb, or try it: {words}")
+        fail(f"Lean fails on an empty file ({trouble}); give it more --memory-gb, or try it: {words}")
     if bad := [message["data"] for message in messages if message["severity"] == "error"]:
-        said, first = " ".join(bad[0].split())[:300], "".join(header.splitlines()[:1])
+        first = "".join(header.splitlines()[:1])
         mend = "name the project that has Mathlib with --project, or pass --header '' if no library is needed"
-        fail(f"Lean does not take the header '{first}' ({said}); {mend}")
+        fail(f"Lean does not take the header '{first}' ({bad[0][:300]}); {mend}")
     if lean.sign:
         messages, _ = run_lean(header + lean.sign.format("seen_0."), lean, 600, [1], "seen")
         if not any(message["severity"] == "sign" for message in messages):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lib.cli import flags, number, printable, suggestion
+from lib.cli import fail, flags, number, printable, suggestion
 from lib.jsonl import (
     cannot_write,
     numbered_rows,
@@ -93,6 +93,13 @@ def test_logprobs_are_as_many_as_tokens(tmp_path, capsys):
 def test_each_failed_write_names_its_mend(capsys, number, words, other):
     error = failed(capsys, lambda: cannot_write("out.jsonl", OSError(number, os.strerror(number))))
     assert os.strerror(number) in error and words in error and other not in error and "out.jsonl" in error
+
+
+def test_a_message_that_quotes_lines_is_one_sentence_all_the_same(capsys):
+    assert (
+        failed(capsys, lambda: fail("Lean says:\n  no\n\n  such file\n"))
+        == "error: Lean says: no such file\n"
+    )
 
 
 # ---- continuing ----
