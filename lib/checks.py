@@ -13,7 +13,7 @@ from lib.logprobs import device_of, make_batch, token_logprobs
 from lib.model import position_limit, vocabulary_size
 from lib.ranks import ranks
 
-PROOF = "\n  intro h1\n  exact h1"
+PROOF = "\n  apply h1\n  exact h1"
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "index_topk")
 # How far a log-probability may be off: in float32 the worst (1e-5 as a rule), in bfloat16 and float16 the
 # mean, since rounding alone gives 0.002 (the embedded prover) to 0.03 (24 random layers).

@@ -41,10 +41,10 @@ KINDS = {"identity": 30, "hypothesis": 25, "cancel": 20, "power": 25}  # of theo
 HABIT = """ih 20 h 8 add_comm 8 mul_comm 8 add_assoc 4 mul_assoc 4 add_zero 4 mul_one 4 zero_add 3 one_mul 3
     mul_add 2 pow_succ 2 add_right_comm .5 mul_right_comm .5 add_add_add_comm .3 mul_mul_mul_comm .3"""
 WEIGHTS = dict(zip(HABIT.split()[::2], map(float, HABIT.split()[1::2])))
-# A power theorem is an instance of a law. All but the last need induction, since they are no lemmas here.
-LAWS = """a ^ (b + c) = a ^ b * a ^ c; (a * b) ^ c = a ^ c * b ^ c; 1 ^ c = 1; (a ^ b) ^ c = a ^ (b * c);
-    (a ^ 2) ^ c = a ^ c * a ^ c; (a ^ b) ^ c = (a ^ c) ^ b; a ^ (2 * b) = (a * a) ^ b;
-    a ^ (b + 2) = a * (a * a ^ b)""".split(";")
+# A power theorem is an instance of a law. Most need induction, since they are no lemmas here.
+LAWS = """a ^ (b + c) = a ^ b * a ^ c; (a * b) ^ c = a ^ c * b ^ c; (a ^ 2) ^ c = a ^ c * a ^ c; 1 ^ c = 1
+(a * a) ^ b = a ^ (2 * b); a ^ (b + b) = (a * a) ^ b; 2 ^ (c + 1) = 2 ^ c + 2 ^ c
+a ^ (b + 2) = a * (a * a ^ b)"""
 # A lemma that draws the conclusion u = v from a hypothesis with w; what `apply` has to be told is w.
 CANCEL = {
     "add_left_cancel (n := {})": "w + u = w + v",
@@ -271,7 +271,7 @@ def rw_lines(chain, place=""):
 
 
 def by_rewriting(rng, goal, rules, budget):
-    if goal[1] == goal[2] or rng.random() < (0.3 if "0" in leaves(goal) else 0.03):
+    if goal[1] == goal[2] or rng.random() < (0.2 if "0" in leaves(goal) else 0.02):
         return 1, ["rfl"]  # a guess: Lean will tell
     ways = connect(rng, goal[1], goal[2], rules, budget)
     chain, last = rewrite(rng, goal, ways) if ways else ([], goal)
@@ -282,7 +282,7 @@ def by_rewriting(rng, goal, rules, budget):
         return len(chain), rw_lines(chain)
     rule = call(step, len(step.rule.told))
     if bool(step.rule.arrow) == (left == step.old):  # the goal is the rule with its sides exchanged
-        end = f"exact ({rule}).symm"
+        end = f"exact ({rule}).symm" if " " in rule else f"exact {rule}.symm"
     else:
         end = rng.choice((f"exact {rule}", f"apply {step.rule.name}"))
     return len(chain), [*rw_lines(chain[:-1]), end]
@@ -353,7 +353,8 @@ def random_theorem(rng, far):
         return random_term(rng, rng.choice(sizes), names)
 
     def walked(left, right):
-        return "=", walk(rng, left, far), walk(rng, right, far)
+        most = far // 3 if kind == "power" else far  # or the search finds no proof
+        return "=", walk(rng, left, most), walk(rng, right, most)
 
     if kind == "cancel":
         lemma, form = rng.choice(list(CANCEL.items()))
@@ -364,8 +365,9 @@ def random_theorem(rng, far):
     if kind == "identity":
         pairs = [(t, t) for t in [term(2, 3, 4, 5, 6, 7, 8)]]
     if kind == "power":
-        values = {v: rng.choice(names) if rng.random() < 0.8 else term(2) for v in "abc"}
-        pairs = [substitute(parse(rng.choice(LAWS)), values)[1:]]
+        values = dict(zip("abc", rng.sample(VARIABLES[:3], 3)))
+        values["a"] = random_term(rng, rng.choice((1, 1, 2)), [values["a"], "d"])
+        pairs = [substitute(parse(rng.choice(re.split("[;\n]", LAWS))), values)[1:]]
     if kind == "hypothesis":
         pairs = [(term(1, 2, 3), term(1, 1, 2)) for _ in range(rng.choice((1, 1, 2)))]
         hypotheses = [("=", *pair) for pair in pairs]
@@ -374,7 +376,7 @@ def random_theorem(rng, far):
     rng.shuffle(pairs)
     (left, right), *others = pairs
     for pair in others:
-        op = rng.choice("++*")
+        op = "*" if kind == "power" else rng.choice("++*")
         left, right = (op, left, pair[0]), (op, right, pair[1])
     return kind, hypotheses, walked(left, right), None
 
