@@ -1,5 +1,6 @@
 """The natural numbers: what their prelude holds, what the generator knows of Lean's rw, the theorems it makes."""
 
+import argparse
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 
 import pytest
 
+from lib.checks import PROOF
 from lib.jsonl import read_jsonl
 from lib.lean import find_lean
 from lib.model import load_model
@@ -159,6 +161,16 @@ def test_the_theorems_hold_in_numbers():
             assert follows or not holds
             seen.add((kind, holds))
     assert len(seen) == 6  # hypotheses that hold and such that do not
+
+
+def test_the_search_finds_proofs_of_all_kinds_of_theorems_and_of_many_lengths():
+    args = argparse.Namespace(far=8, searches=3, budget=100, proofs=3)
+    found = make_problems.theorems(range(150), args)
+    assert {kind for _, kind, _, _ in found} == set(make_problems.KINDS)
+    proofs = {proof: steps for *_, some in found for proof, steps in some}
+    text = "".join(proofs)
+    assert {"induction", "rfl", "at", "←", "ih", "symm", *PROOF.split()} <= set(re.findall(r"\w+|←", text))
+    assert set(range(1, 8)) <= set(proofs.values()) and max(map(len, proofs)) < 600
 
 
 def test_the_script_makes_problems_from_a_seed_and_a_base_prover_reads_them(lean, tmp_path):
