@@ -75,7 +75,7 @@ def minibatches(rows: list[dict], args: Namespace, step: int, epoch: int) -> lis
 
 def add_logprobs(model: Any, rows: list[dict], key: str, args: Namespace) -> None:
     """Adds the log-probability of every completion token under a model, row[key] [T]."""
-    logprobs = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens, args.dtype)
+    logprobs = completion_logprobs(model, rows, args.temperature, args.micro_batch_tokens)
     for row, row_logprobs in zip(rows, logprobs):
         row[key] = row_logprobs
 
@@ -101,7 +101,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
             tokens = sum(len(row["completion_ids"]) for row in minibatch)
             for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):  # of lib/logprobs.py
                 batch = make_batch(minibatch, trees, device)
-                logprobs = token_logprobs(model, batch, args.temperature, args.dtype)  # [N]
+                logprobs = token_logprobs(model, batch, args.temperature)  # [N]
                 loss, k3, is_clipped = token_losses(
                     logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, args.clip, args.kl
                 )
@@ -162,8 +162,7 @@ def collect(
 
     def sampling():
         nonlocal sampled_at
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            yield from sample.sample_rows(model, tokenizer, problems, G, args, **options)
+        yield from sample.sample_rows(model, tokenizer, problems, G, args, **options)
         sampled_at = time.time()
 
     samples = run.load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")

@@ -1,6 +1,7 @@
 """Builds what train.py trains and samples with, on one device or, under torchrun, sharded over the GPUs."""
 
 import argparse
+import functools
 from typing import Any
 
 import torch
@@ -8,32 +9,23 @@ import torch.distributed as dist
 
 from lib.checks import check_logprobs, check_sampler
 from lib.cli import number
-from lib.logprobs import target_logprobs
+from lib.logprobs import takes_trees, target_logprobs
 from lib.model import load_model
-from lib.ranks import checkpoint_blocks, full_state, shard
+from lib.ranks import full_state, shard, wrap_blocks
 from lib.vllm_engine import sync_weights
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("memory and several GPUs")
-    group.add_argument("--reference", help="model of the KL term (default: --model)")
-    group.add_argument(
-        "--reference-device",
-        choices=["device", "cpu"],
-        default="device",
-        help="where it waits between updates",
-    )
-    group.add_argument(
-        "--micro-batch-tokens", type=number(int, 1), default=2048, help="padded tokens a forward pass"
-    )
-    group.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    group.add_argument(
-        "--shard",
-        choices=["fsdp", "none"],
-        default="fsdp",
-        help="under torchrun: split the weights or copy them",
-    )
-    group.add_argument("--sleep", action="store_true", help="vLLM frees its memory during an update")
+    share = number(float, 0, high=1)
+    add = parser.add_argument_group("memory and several GPUs").add_argument
+    add("--reference", help="model of the KL term (default: --model)")
+    add("--reference-device", choices=["device", "cpu"], default="device", help="its place between updates")
+    add("--micro-batch-tokens", type=number(int, 1), default=2048, help="padded tokens a forward pass")
+    again = "share of the blocks that backward computes again: less memory, up to a third more time"
+    add("--gradient-checkpointing", type=share, nargs="?", const=1.0, default=0.0, help=again)
+    add("--compile", action="store_true", help="torch.compile the blocks for the update")
+    add("--shard", choices=["fsdp", "none"], default="fsdp", help="torchrun: split the weights or copy them")
+    add("--sleep", action="store_true", help="vLLM frees its memory during an update")
 
 
 def is_sharded(args: argparse.Namespace) -> bool:
@@ -41,43 +33,68 @@ def is_sharded(args: argparse.Namespace) -> bool:
 
 
 def load_sampler(args: argparse.Namespace, path: str, weights: bool) -> tuple[Any, Any]:
-    """(model, tokenizer) that rank 0 samples with: the trained model itself or, if that is sharded, a whole
-    copy, without weights if vLLM has them."""
-    if is_sharded(args):
-        return load_model(path, args.dtype, args.device, weights=weights)
-    return load_model(path, "float32", args.device)
+    """(model, tokenizer) that rank 0 samples with: the model that computes the update too or, if that is
+    sharded, a whole copy, without weights if vLLM has them."""
+    return load_model(path, args.dtype, args.device, weights=weights or not is_sharded(args))
 
 
 def build(
     args: argparse.Namespace, checkpoint: str | None, sampler: Any, longest: int | None
 ) -> tuple[Any, Any, Any]:
     """(model, reference, optimizer) on this rank; sampler: rank 0's, None elsewhere. longest: tokens of the
-    longest prompt and completion to come."""
+    longest prompt and completion to come. The model's weights are float32 in any case."""
     sharded = is_sharded(args)
-    device = "cpu" if sharded else args.device
-    model = sampler
-    if sharded or sampler is None:
-        model, _ = load_model(checkpoint or args.model, "float32", device)
-    reference = None
-    if args.kl:
-        reference, _ = load_model(args.reference or args.model, args.dtype if sharded else "float32", device)
-        reference.requires_grad_(False)
-    if args.gradient_checkpointing:
-        checkpoint_blocks(model)
+
+    def load(path, dtype):
+        return load_model(path, dtype, "cpu" if sharded else args.device)[0]
+
+    path = checkpoint or args.model
+    model = computes = load(path, "float32") if sharded else sampler or load(path, args.dtype)
+    reference = load(args.reference or args.model, args.dtype).requires_grad_(False) if args.kl else None
     if sharded:
-        model = shard(model, target_logprobs, args)
+        model = computes = shard(model, target_logprobs, args)
         reference = reference and shard(reference, target_logprobs, args, trained=False)
+    elif args.dtype == "bfloat16":
+        model = load(path, "float32")
     if sampler is not None and args.engine == "torch" and not args.advantages:
         check_sampler(sampler, longest)
-    for scored in filter(None, (model, reference)):
-        check_logprobs(scored, longest, args.dtype if sharded else "float32")
+    for scored in filter(None, (computes, reference)):
+        check_logprobs(scored, longest, args.dtype)
         if sharded:
             scored.reshard()  # a forward pass leaves the root gathered; the optimizer needs its shards
+    wrap_blocks(computes, args.gradient_checkpointing, args.compile)
     if reference and args.reference_device == "cpu":
         reference.to("cpu")
     fused = torch.device(args.device).type == "cuda"  # otherwise AdamW would hold another copy of the weights
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=fused)
+    if model is not computes:
+        compute_in_copy(model, computes, optimizer)
     return model, reference, optimizer
+
+
+def compute_in_copy(model: Any, copy: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Lets a bfloat16 copy of the model compute its log-probabilities and their gradients.
+
+    Gradients are added up in float32, in the model; an optimizer step gives the copy the new weights."""
+    masters, weights = list(model.parameters()), list(copy.parameters())
+
+    def move_gradient(weight, master):
+        if master.grad is None:
+            master.grad = weight.grad.float()
+        else:
+            master.grad += weight.grad
+        weight.grad = None
+
+    for master, weight in zip(masters, weights):
+        weight.register_post_accumulate_grad_hook(functools.partial(move_gradient, master=master))
+
+    @torch.no_grad()
+    def refresh(*_):
+        torch._foreach_copy_(weights, masters)
+
+    optimizer.register_step_post_hook(refresh)
+    model.target_logprobs = functools.partial(target_logprobs, copy)
+    model.takes_trees = takes_trees(copy)
 
 
 def sync_sampler(sampler: Any, engines: list, model: Any, args: argparse.Namespace) -> None:

@@ -79,7 +79,7 @@ def two_rows(model: Any, longest: int | None) -> list[dict]:
 
 
 @torch.no_grad()
-def plain_logprobs(model: Any, rows: list[dict], dtype: str) -> torch.Tensor:
+def plain_logprobs(model: Any, rows: list[dict]) -> torch.Tensor:
     """Log-probabilities [N] of the rows' completions by the model's forward alone: a row at a time, eager
     attention, no cache, no mask."""
     attention, logprobs = model.config._attn_implementation, []
@@ -87,20 +87,19 @@ def plain_logprobs(model: Any, rows: list[dict], dtype: str) -> torch.Tensor:
     for row in rows:
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]], device=model.device)  # [1, L]
         start = len(row["prompt_ids"])
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1]
+        logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1]
         logprobs.append(logits.float().log_softmax(-1).gather(1, ids[0, start:, None])[:, 0])
     model.set_attn_implementation(attention)
     return torch.cat(logprobs)
 
 
-def trained_logprobs(model: Any, rows: list[dict], dtype: str) -> torch.Tensor:
+def trained_logprobs(model: Any, rows: list[dict]) -> torch.Tensor:
     trees = [list(range(len(rows)))] if model.takes_trees else [[i] for i in range(len(rows))]
     with torch.no_grad():
-        return token_logprobs(model, make_batch(rows, trees, device_of(model)), dtype=dtype)
+        return token_logprobs(model, make_batch(rows, trees, device_of(model)))
 
 
-def differ(model: Any, found: torch.Tensor, expected: torch.Tensor, dtype: str) -> bool:
+def differ(model: Any, found: torch.Tensor, expected: torch.Tensor, dtype: str = "float32") -> bool:
     gap = (found - expected).abs()
     half = dtype != "float32" or next(model.parameters()).dtype != torch.float32
     return not (gap.mean() <= HALF_TOLERANCE if half else gap.max() <= TOLERANCE)  # NaN differs
@@ -110,30 +109,29 @@ def check_logprobs(model: Any, longest: int | None, dtype: str = "float32") -> N
     """Ends the program unless the trainer's log-probabilities are those of the model's plain forward.
 
     Prefix trees are tried first. Where they cannot serve (recurrent layers, positions that are no argument),
-    the model takes plain rows from then on. longest: tokens of the longest prompt and completion to come."""
+    the model takes plain rows from then on. longest: tokens of the longest prompt and completion to come.
+    dtype: what FSDP computes in."""
     check_length(model, longest)
     rows = two_rows(model, longest)
     try:
-        expected = plain_logprobs(model, rows, dtype)
+        expected = plain_logprobs(model, rows)
     except Exception as error:
         refuse(model, f"cannot run without more than tokens ({cause(error)})")
     if not expected.isfinite().all():
         return  # a broken model, which the sampler names and the update skips
     for model.takes_trees in (True, False):
         try:
-            if not differ(model, trained_logprobs(model, rows, dtype), expected, dtype):
+            if not differ(model, trained_logprobs(model, rows), expected, dtype):
                 return
             said = "they differ"
         except torch.OutOfMemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever an architecture says to masks or positions that it does not know
+        except Exception as error:  # what an architecture says to masks or positions that it does not know
             said = cause(error)
     refuse(model, f"gives other log-probabilities in batches than alone ({said})")
 
 
-def check_sampler(model: Any, longest: int | None, dtype: str = "float32") -> None:
+def check_sampler(model: Any, longest: int | None) -> None:
     """Ends the program unless the torch sampler's log-probabilities are those of the model's plain forward.
 
     Two samples of 8 tokens from two prompts: one is longer than any window, the other grows past it."""
@@ -141,25 +139,21 @@ def check_sampler(model: Any, longest: int | None, dtype: str = "float32") -> No
     row = two_rows(model, longest)[0]
     prompts = [row["prompt_ids"], row["prompt_ids"][: max(1, len(row["prompt_ids"]) - 28)]]
     draws = torch.rand(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.double).to(model.device)
-    nothing = torch.zeros(0, dtype=torch.long, device=model.device)
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            found = sample_batch(model, prompts, draws, 1.0, nothing, bool)
+        found = sample_batch(model, prompts, draws, 1.0, set(), bool)
         rows = [{"prompt_ids": prompts[k // 2], "completion_ids": ids} for k, (ids, _, _) in enumerate(found)]
-        expected = plain_logprobs(model, rows, dtype)
+        expected = plain_logprobs(model, rows)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many types: caches that have no rows to reorder, or none at all
-        refuse(
-            model, f"cannot be sampled from by the torch engine ({cause(error)}); --engine vllm may know it"
-        )
+        why = f"cannot be sampled from by the torch engine ({cause(error)})"
+        refuse(model, f"{why}; --engine vllm may know it")
     if not expected.isfinite().all():
         return  # see check_logprobs
     sampled = torch.tensor([logprobs for _, logprobs, _ in found], device=expected.device).flatten()
-    if differ(model, sampled, expected, dtype):
-        refuse(
-            model, "gives other log-probabilities in the torch engine than alone; --engine vllm may know it"
-        )
+    if differ(model, sampled, expected):
+        why = "gives other log-probabilities in the torch engine than alone"
+        refuse(model, f"{why}; --engine vllm may know it")
 
 
 def check_length(model: Any, longest: int | None) -> None:

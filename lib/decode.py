@@ -40,13 +40,15 @@ def sample_batch(
     prompts: list[list[int]],
     draws: torch.Tensor,
     temperature: float,
-    last_ids: torch.Tensor,
+    last_ids: set[int],
     is_complete: Callable[[list[int]], bool],
+    look_every: int | None = None,
 ) -> list[Completion]:
     """B completions of P prompts, B / P of each; the draws [B, T] decide their tokens.
 
     A completion ends at a token of last_ids if is_complete(its ids), or after T tokens. No top-p, no top-k:
-    the policy we sample from is the one we train."""
+    the policy we sample from is the one we train. look_every: tokens between two looks at what was drawn, at
+    which a GPU stands still."""
     (B, T), P, L = draws.shape, len(prompts), max(map(len, prompts))
     cache: Any = DynamicCache(config=model.config)
     ids = torch.tensor([[0] * (L - len(prompt)) + prompt for prompt in prompts], device=model.device)
@@ -55,9 +57,11 @@ def sample_batch(
     )
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding on the left is not counted
     rows = torch.arange(B, device=ids.device)  # [R] the completion in each row of the batch
+    rows_list = list(range(B))  # the same without asking the device
     tokens = torch.zeros(B, T, dtype=torch.long, device=ids.device)
     chosen = torch.zeros(B, T, device=ids.device)  # their log-probabilities
-    lengths = {}  # of the completions that have ended
+    texts, ended, seen = [[] for _ in range(B)], set(), 0  # seen: tokens that are in the texts
+    look_every = look_every or (8 if ids.is_cuda else 1)
     for t in range(T):
         logits = model(
             input_ids=ids,  # [P, L], then [R, 1]
@@ -76,22 +80,41 @@ def sample_batch(
         draw = draws[rows, t, None] * cdf[:, -1:]  # [R, 1], below the last entry of its cdf
         token = torch.searchsorted(cdf, draw, right=True).clamp(max=cdf.shape[1] - 1)  # the clamp is for NaN
         tokens[rows, t], chosen[rows, t] = token[:, 0], logprobs.gather(1, token)[:, 0]
-        for k in rows[torch.isin(token[:, 0], last_ids)].tolist():
-            if k not in lengths and is_complete(tokens[k, : t + 1].tolist()):
-                lengths[k] = t + 1
-        if len(lengths) == B:
-            break
-        finished = [r for r, k in enumerate(rows.tolist()) if k in lengths]
-        if len(finished) >= ROWS_AT_ONCE:
-            leaving = set(finished[:ROWS_AT_ONCE])
-            stay = torch.tensor([r for r in range(len(rows)) if r not in leaving], device=ids.device)
-            cache.reorder_cache(stay)
-            rows, token, mask = rows[stay], token[stay], mask[stay]
+        if t + 1 == min(seen + look_every, T):
+            for k, drawn in zip(rows_list, tokens[rows, seen : t + 1].tolist()):
+                if k not in ended and append_until_end(texts[k], drawn, last_ids, is_complete):
+                    ended.add(k)
+            seen = t + 1
+            if len(ended) == B:
+                break
+            finished = [r for r, k in enumerate(rows_list) if k in ended]
+            leaving = set(finished[: len(finished) // ROWS_AT_ONCE * ROWS_AT_ONCE])
+            if leaving:
+                stay_list = [r for r in range(len(rows_list)) if r not in leaving]
+                stay, rows_list = (
+                    torch.tensor(stay_list, device=ids.device),
+                    [rows_list[r] for r in stay_list],
+                )
+                cache.reorder_cache(stay)
+                rows, token, mask = rows[stay], token[stay], mask[stay]
         ids, mask = token, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = mask.sum(1, keepdim=True) - 1
-    ends = [(lengths.get(k, T), "stop" if k in lengths else "length") for k in range(B)]
-    rows_of_batch = zip(tokens.tolist(), chosen.tolist(), ends)
-    return [(ids[:n], logprobs[:n], reason) for ids, logprobs, (n, reason) in rows_of_batch]
+    logprobs_lists = chosen.tolist()
+    return [
+        (text, logprobs_lists[k][: len(text)], "stop" if k in ended else "length")
+        for k, text in enumerate(texts)
+    ]
+
+
+def append_until_end(
+    text: list[int], drawn: list[int], last_ids: set[int], is_complete: Callable[[list[int]], bool]
+) -> bool:
+    """Appends the drawn ids to a completion, up to its end. Returns whether it has ended."""
+    for token in drawn:
+        text.append(token)
+        if token in last_ids and is_complete(text):
+            return True
+    return False
 
 
 def torch_completions(
@@ -108,7 +131,6 @@ def torch_completions(
     """Yields the completions of each problem, without the first `skip` problems."""
     fenced = args.template == "deepseek"
     backticks = {token for piece, token in tokenizer.get_vocab().items() if "`" in piece} if fenced else set()
-    last_ids = torch.tensor(sorted(eos | backticks), dtype=torch.long, device=model.device)
 
     def is_complete(ids):
         return ids[-1] in eos or (fenced and "```" in tokenizer.decode(ids))
@@ -124,9 +146,8 @@ def torch_completions(
                 uniforms(seed, problems[i]["id"], k, args.max_new_tokens) for i in batch for k in samples
             ]
             draws = torch.tensor(np.stack(draws), device=model.device)
-            found = sample_batch(
-                model, [prompts[i] for i in batch], draws, args.temperature, last_ids, is_complete
-            )
+            own = [prompts[i] for i in batch]
+            found = sample_batch(model, own, draws, args.temperature, eos | backticks, is_complete)
             for k, group in enumerate(groups):
                 group += found[k * len(samples) : (k + 1) * len(samples)]
         yield from groups[max(0, skip - first) :]

@@ -17,6 +17,7 @@ several trees, padded to the longest; micro-batches are shared out among the ran
 """
 
 import copy
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,13 +31,13 @@ from lib.model import vocabulary_size
 from lib.ranks import ranks
 
 LOGITS_AT_ONCE = 2**26  # float32 logits in memory at a time: 0.27 GB
-DUMMY_ROW = {
-    "prompt_ids": [0],
-    "completion_ids": [0],
-    "advantage": 0.0,
-    "old_logprobs": torch.zeros(1),
-    "ref_logprobs": torch.zeros(1),
-}
+DUMMY_ROW = dict(
+    prompt_ids=[0],
+    completion_ids=[0],
+    advantage=0.0,
+    old_logprobs=torch.zeros(1),
+    ref_logprobs=torch.zeros(1),
+)
 
 
 class Batch(NamedTuple):
@@ -255,21 +256,16 @@ def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) ->
 
 
 def token_logprobs(
-    model: Any, batch: Batch, temperature: float = 1.0, dtype: str = "float32", chunk: int | None = None
+    model: Any, batch: Batch, temperature: float = 1.0, chunk: int | None = None
 ) -> torch.Tensor:
     """Log-probabilities [N] of the batch's completion tokens, with gradient where it is enabled.
 
     Masks come from lengths, never from token values, so the first EOS is trained on and nothing after it.
     """
     chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary_size(model.config))
-    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        if hasattr(
-            model, "target_logprobs"
-        ):  # bound by lib/ranks.py: FSDP gathers the weights around this call
-            logprobs = model.target_logprobs(batch, temperature, chunk)
-        else:
-            logprobs = target_logprobs(model, batch, temperature, chunk)
-        return logprobs.index_select(0, batch.expand)
+    # Bound where weights are gathered around the call (FSDP) or another copy of the model computes.
+    compute = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))
+    return compute(batch, temperature, chunk).index_select(0, batch.expand)
 
 
 @torch.no_grad()
@@ -278,7 +274,6 @@ def completion_logprobs(
     rows: list[dict],
     temperature: float = 1.0,
     micro_batch_tokens: int = 16384,
-    dtype: str = "float32",
 ) -> Sequence[torch.Tensor]:
     """Tensors [T], one per row: the log-probabilities of its completion_ids. The ranks share the work."""
     if not rows:
@@ -290,11 +285,9 @@ def completion_logprobs(
     result = together.split(lengths)
     for trees in own_micro_batches(model, rows, micro_batch_tokens):
         batch = make_batch(rows, trees, device)
-        logprobs = token_logprobs(model, batch, temperature, dtype)
+        logprobs = token_logprobs(model, batch, temperature)
         for i, row_logprobs in zip(batch.rows, logprobs.split([lengths[i] for i in batch.rows] or 1)):
             result[i].copy_(row_logprobs)
-    if count > 1:
-        dist.all_reduce(
-            together
-        )  # each number comes from one rank, the others add 0: the same bits everywhere
+    if count > 1:  # each number comes from one rank, the others add 0: the same bits everywhere
+        dist.all_reduce(together)
     return result

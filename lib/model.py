@@ -19,16 +19,8 @@ from transformers.utils import cached_file
 
 from lib.cli import cause, fail
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
+TOKENIZER_FILES = """tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
+    chat_template.jinja tokenizer.model vocab.json merges.txt""".split()
 
 
 TINY = 40e6  # bytes of weights, 10 million in float32: starting a kernel takes longer than computing it
@@ -62,17 +54,9 @@ def load_model(
         tokenizer = load_tokenizer(path, options)
         config = AutoConfig.from_pretrained(path, **options)
         if weights:
-            model, report = cast(
-                tuple,
-                AutoModelForCausalLM.from_pretrained(
-                    path,
-                    dtype=getattr(torch, dtype),
-                    attn_implementation=attention(config),
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **options,
-                ),
-            )
+            options |= dict(dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True)
+            options |= dict(attn_implementation=attention(config))
+            model, report = cast(tuple, AutoModelForCausalLM.from_pretrained(path, **options))
             model = model.to(device).eval()
         else:
             model, report = SimpleNamespace(config=config), {"missing_keys": []}
@@ -122,8 +106,9 @@ def attention(config: Any) -> str | None:
 def float32_head(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """Logits in float32 whatever the rest is computed in: in bfloat16, a logit of 20 is off by up to 0.06."""
     bias = None if head.bias is None else head.bias.float()
-    with torch.autocast(hidden.device.type, enabled=False):
-        return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+    # TF32 holds a bfloat16 number exactly, so that a GPU's fast units lose nothing; of float32 they would.
+    torch.backends.cuda.matmul.allow_tf32 = head.weight.dtype == torch.bfloat16
+    return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
 
 
 def load_tokenizer(path: str, options: dict) -> Any:

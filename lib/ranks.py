@@ -122,12 +122,24 @@ def blocks(model: Any) -> torch.nn.ModuleList:
     return next(module for module in model.get_decoder().modules() if isinstance(module, torch.nn.ModuleList))
 
 
-def checkpoint_blocks(model: Any) -> None:
-    """Backward computes each block's activations again instead of keeping them (--gradient-checkpointing)."""
-    for block in blocks(model):
-        block.forward = functools.partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+def wrap_blocks(model: Any, share: float, compiled: bool = False) -> None:
+    """Backward computes the activations of this share of the blocks again instead of keeping them.
+
+    The first blocks, since backward comes to them when it has freed those of the last.
+    compiled: with torch.compile, a block at a time."""
+    every = blocks(model)
+    for k, block in enumerate(every):
+        if compiled:
+            block.forward = functools.partial(run_block, block.forward, torch.compile(block.forward))
+        if k < round(share * len(every)):
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )
+
+
+def run_block(plain: Callable, compiled: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Not compiled in the sampler (inference mode), whose cache has another length at each token."""
+    return (plain if torch.is_inference_mode_enabled() else compiled)(*args, **kwargs)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,8 @@ from lib.ranks import full_state, ranks
 FORMAT = 2  # of args.json and trainer.pt
 # Settings that a resumed run may change. Files are compared by their content.
 FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
-    reference_device shard gradient_checkpointing gpus tensor_parallel gpu_memory_utilization max_model_len
-    sleep stored_curve model problems eval_problems reference""".split()
+    reference_device shard gradient_checkpointing compile gpus tensor_parallel gpu_memory_utilization
+    max_model_len sleep stored_curve model problems eval_problems reference""".split()
 FILES = "model problems eval_problems reference".split()
 NAMED = "model problems reference estimator filter rank_by lr steps temperature".split()  # in the run's name
 BUDGET = "steps problems_per_step num_samples eval_samples max_new_tokens".split()

@@ -29,9 +29,7 @@ import torch
 
 from lib.cli import fail
 
-AT_ONCE = (
-    1024  # samples that wait at an engine, so that it never runs dry; it computes half of them at a time
-)
+AT_ONCE = 1024  # samples that wait at an engine, which computes half of them at a time: it never runs dry
 SHOW_MESSAGES = "VLLM_LOGGING_LEVEL" in os.environ
 
 
@@ -93,9 +91,7 @@ def engine_main(pipe: Any, environment: dict, options: dict) -> None:
                 engine.collective_rpc("reload_weights", kwargs={"weights_path": value})
                 if sleeps:
                     engine.wake_up(["kv_cache"])
-                if (
-                    not engine.reset_prefix_cache()
-                ):  # else the old weights would answer prompts of many blocks
+                if not engine.reset_prefix_cache():  # in which prompts have values of the old weights
                     raise RuntimeError("the prefix cache cannot be reset")
             pipe.send(("done", None))
     except Exception as error:  # after any error the engine is unusable

@@ -5,6 +5,7 @@ python -m pytest -q -m cuda -rP tests/test_cuda.py     # the GPU alone, with wha
 """
 
 import copy
+import functools
 import json
 import os
 import re
@@ -25,11 +26,12 @@ sys.path.insert(0, ROOT)
 import advantage
 import sample
 import train
+from lib.build import compute_in_copy
 from lib.checks import check_logprobs, check_sampler
 from lib.jsonl import read_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, target_logprobs
 from lib.model import load_model, pick_device
-from lib.ranks import shard, start_ranks, whole_tensor
+from lib.ranks import shard, start_ranks, whole_tensor, wrap_blocks
 from lib.samples import score
 
 BASE = f"{ROOT}/toy/base"
@@ -54,11 +56,13 @@ def settings(device, **changes):
     return SimpleNamespace(**defaults | more | changes)
 
 
-def updated(model, rows, args):
-    """(metrics, gradients of the last mini-batch, weights after) of an update with SGD, on the CPU. AdamW would make a
+def updated(model, rows, args, copy=None):
+    """copy: the bfloat16 copy that computes, if any. (metrics, gradients of the last mini-batch, weights after) of an update with SGD, on the CPU. AdamW would make a
     step as large of a gradient that is noise."""
     reference, gradients = load_model(BASE, "float32", args.device)[0].requires_grad_(False), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if copy:
+        compute_in_copy(model, copy, optimizer)
 
     def keep(*_):
         gradients.update((name, whole_tensor(weight.grad).cpu()) for name, weight in model.named_parameters())
@@ -70,6 +74,11 @@ def updated(model, rows, args):
         gradients,
         {name: whole_tensor(weight).detach().cpu() for name, weight in model.named_parameters()},
     )
+
+
+def compiled_quickly(monkeypatch):
+    """torch.compile without its code generator, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 def largest_difference(some, others):
@@ -111,9 +120,9 @@ def an_update_is_the_cpus(device):
 
 
 def a_bfloat16_update_is_near(device):
-    _, rows = sampled(device, "bfloat16")
+    half, rows = sampled(device, "bfloat16")
     model = load_model(BASE, "float32", device)[0]
-    metrics, gradients, _ = updated(copy.deepcopy(model), rows, settings(device, dtype="bfloat16"))
+    metrics, gradients, _ = updated(copy.deepcopy(model), rows, settings(device), half)
     expected, exact, _ = updated(model, rows, settings(device))
     norm = sum(gradient.square().sum() for gradient in exact.values()) ** 0.5
     off = sum((gradients[name] - exact[name]).square().sum() for name in exact) ** 0.5 / norm
@@ -124,6 +133,22 @@ def a_bfloat16_update_is_near(device):
         and metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
     )
     return f"largest gap of sampler and trainer {gap:.3f}, gradient off by {off:.1%} of float32's"
+
+
+def compiled_blocks_give_the_same_update(device):
+    _, rows = sampled("cpu")
+    results = []
+    for compiled in (False, True):
+        model = load_model(BASE, "float32", device)[0]
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "cpu":
+                compiled_quickly(patch)
+            wrap_blocks(model, 0.5, compiled)
+        results.append(updated(model, rows, settings(device)))
+    (expected, *others), (metrics, gradients, weights) = results
+    gaps = largest_difference(gradients, others[0]), largest_difference(weights, others[1])
+    assert max(gaps) < 1e-4 and metrics == pytest.approx(expected, abs=1e-4)
+    return f"largest difference of gradients {gaps[0]:.1e}, of weights {gaps[1]:.1e}"
 
 
 def fsdp_in_one_process_changes_nothing(device):
@@ -168,6 +193,7 @@ CHECKS = [
     completions_are_the_cpus,
     an_update_is_the_cpus,
     a_bfloat16_update_is_near,
+    compiled_blocks_give_the_same_update,
     fsdp_in_one_process_changes_nothing,
     a_checkpoint_goes_on_on_the_other_device,
 ]

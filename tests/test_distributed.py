@@ -91,7 +91,7 @@ def five_updates(case, mode, dtype="float32"):
     model, reference, sampler = tiny(tied), tiny(tied, seed=1) if kl else None, tiny(tied)
     lots = [make_rows(sampler, count, seed) for seed in range(5)]
     if recompute:
-        lib.ranks.checkpoint_blocks(model)
+        lib.ranks.wrap_blocks(model, 1.0)
     if mode == "fsdp":
         forward = lib.logprobs.target_logprobs
         model, reference = (
@@ -298,7 +298,7 @@ def test_logits_are_not_kept_for_backward(monkeypatch):
 
 def test_blocks_are_computed_again_in_backward():
     plain, again = tiny(), tiny()
-    lib.ranks.checkpoint_blocks(again)
+    lib.ranks.wrap_blocks(again, 1.0)
     kept, gradients = [], []
     for model in (plain, again):
         kept.append(0)

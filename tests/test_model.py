@@ -16,6 +16,7 @@ import lib.logprobs
 import lib.model
 import sample
 from lib.checks import check_logprobs, check_prompts, check_sampler
+from lib.logprobs import completion_logprobs
 from lib.model import load_model, position_limit, save_tokenizer
 from sample import build_prompt, encode_prompts, options
 
@@ -294,10 +295,10 @@ def lost_scale(model, hidden):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_check_finds_a_lost_scale(tmp_path, capsys, monkeypatch, dtype):
-    model, _ = load_model(granite_twin(tmp_path))
-    check_logprobs(model, 80, dtype)
+    model, _ = load_model(granite_twin(tmp_path), dtype)
+    check_logprobs(model, 80)
     monkeypatch.setattr(lib.logprobs, "own_logits", lambda model, output, hidden: lost_scale(model, hidden))
-    said = refusal(capsys, check_logprobs, model, 80, dtype)
+    said = refusal(capsys, check_logprobs, model, 80)
     assert "granite" in said and "GraniteForCausalLM" in said
 
 
@@ -309,16 +310,16 @@ def test_the_check_finds_a_lost_window_and_a_lost_softcap(tmp_path, capsys, monk
         if (name, dtype) == ("gemma2", "bfloat16"):
             continue  # there the softcap of this tiny model weighs less than rounding may
         tiny.tiny_model(name, tmp_path / name)
-        model, _ = load_model(str(tmp_path / name))
-        check_logprobs(model, 60, dtype)
+        model, _ = load_model(str(tmp_path / name), dtype)
+        check_logprobs(model, 60)
         with monkeypatch.context() as patch:
             if lose:
                 patch.setattr(lib.logprobs, *lose)
-                check_logprobs(model, 60, dtype)
+                check_logprobs(model, 60)
                 assert not model.takes_trees  # plain rows have the window
             else:
                 model.set_attn_implementation("sdpa")
-                assert name in refusal(capsys, check_logprobs, model, 60, dtype)
+                assert name in refusal(capsys, check_logprobs, model, 60)
 
 
 def test_uplift_of_a_model_that_cannot_be_scored_is_refused(tmp_path, capsys, monkeypatch):
@@ -354,16 +355,16 @@ def test_uplift_of_a_model_that_cannot_be_scored_is_refused(tmp_path, capsys, mo
 def test_bfloat16_logits_are_float32(tmp_path):
     model, _ = load_model(BASE, dtype="bfloat16")
     assert model(torch.tensor([[1, 5, 6]])).logits.dtype == torch.float32
-    model, _ = load_model(BASE)
-    plain = copy.deepcopy(model)
+    (exact, tokenizer), plain = load_model(BASE), copy.deepcopy(model)
     del plain.lm_head.forward
+    problem, args = sample.read_problems(f"{ROOT}/toy/train.jsonl", 1), options("--max-new-tokens 80")
+    rows = list(sample.sample_rows(exact, tokenizer, problem, 32, args, progress=False))
+    expected, close, coarse = (torch.cat(completion_logprobs(one, rows)) for one in (exact, model, plain))
+    assert 0 < (close - expected).abs().mean() < 0.8 * (coarse - expected).abs().mean()
     ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        exact, bare = model(ids).logits, plain(ids).logits
-        assert torch.equal(exact, bare)
-        with torch.autocast("cpu", torch.bfloat16):
-            close, coarse = model(ids).logits, plain(ids).logits
-    assert (close - exact).abs().mean() < 0.8 * (coarse - exact).abs().mean()
+    full = exact(ids).logits
+    del exact.lm_head.forward
+    assert torch.equal(full, exact(ids).logits)
 
 
 def test_plain_rows_share_nothing(tmp_path):

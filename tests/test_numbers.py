@@ -24,6 +24,7 @@ import sample
 import train
 import verify
 from advantage import add_advantages, options
+from lib.build import compute_in_copy
 from lib.jsonl import read_jsonl
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -72,14 +73,19 @@ def sampled(model, tokenizer, **options):
     return list(sample.sample_rows(model, tokenizer, PROBLEMS, 4, args, progress=False, **options))
 
 
-def trained(model, rows, **changes):
-    """(metrics, the model after an AdamW step) of an update on the rows, with advantages +1 and -1 in turn."""
+def trained(model, rows, half=None, **changes):
+    """(metrics, the model after an AdamW step) of an update on the rows, with advantages +1 and -1 in turn.
+
+    half: the bfloat16 copy that computes it."""
     model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if half:
+        compute_in_copy(model, half, optimizer)
     rows = [dict(row, advantage=(-1.0) ** k) for k, row in enumerate(rows)]
     return train.update(
         model,
         None,
-        torch.optim.AdamW(model.parameters(), lr=1e-3),
+        optimizer,
         rows,
         settings(kl=0.0, micro_batch_tokens=1000, **changes),
         0,
@@ -405,7 +411,7 @@ def test_logits_in_bfloat16():
         assert (
             np.allclose(row["logprobs"], expected, atol=0.1) and max(row["logprobs"]) <= 0
         )  # the cache rounds elsewhere
-    metrics, after = trained(model, rows, dtype="bfloat16")
+    metrics, after = trained(model, rows, half)
     assert metrics["skipped"] == 0 and metrics["logprob_gap"] < 0.5 and np.isfinite(metrics["loss"])
     assert (
         weights(after).dtype == torch.float32

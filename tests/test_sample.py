@@ -1,13 +1,16 @@
 """Tests of sample.py: log-probabilities, seeds, shrinking, templates, readers, resume, bad input."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lib.decode
 import sample
@@ -149,12 +152,83 @@ def test_finished_rows_leave(model_and_tokenizer, monkeypatch):
         assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in expected]
         assert all(np.allclose(a["logprobs"], b["logprobs"], atol=2e-6) for a, b in zip(rows, expected))
         batch = 30
-        for t, (size, length) in enumerate(
-            shapes[1:], 1
-        ):  # before it, a step takes as many as may leave, at most once
-            batch -= rows_at_once * (batch - sum(n > t for n in lengths) >= rows_at_once)
+        for t, (size, length) in enumerate(shapes[1:], 1):
+            batch -= (batch - sum(n > t for n in lengths)) // rows_at_once * rows_at_once
             assert (size, length) == (batch, 1)
         assert len({size for size, _ in shapes[1:]}) > 5
+
+
+@pytest.mark.parametrize("look_every", [3, 8, 1000])
+def test_looking_less_often_changes_no_completion(model_and_tokenizer, monkeypatch, look_every):
+    with_likely_eos(model_and_tokenizer[0], monkeypatch)
+    expected = rows_of(model_and_tokenizer)
+    seldom = functools.partial(lib.decode.sample_batch, look_every=look_every)
+    monkeypatch.setattr(lib.decode, "sample_batch", seldom)
+    for rows_at_once in (32, 1):
+        monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", rows_at_once)
+        rows = rows_of(model_and_tokenizer)
+        for row, other in zip(rows, expected, strict=True):
+            assert np.allclose(row.pop("logprobs"), other["logprobs"], atol=2e-6)
+            assert row == {key: value for key, value in other.items() if key != "logprobs"}
+    assert len({len(row["completion_ids"]) for row in rows}) > 5
+
+
+class Shapes(TorchDispatchMode):
+    """Counts the tensors whose shape depends on numbers, for which a GPU has to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        self.count += function in (
+            aten.nonzero.default,
+            aten.masked_select.default,
+            aten.repeat_interleave.Tensor,
+        )
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("look_every", [1, 8])
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_gpu_is_seldom_waited_for(model_and_tokenizer, monkeypatch, prompts, look_every):
+    """At a look, for the log-probabilities at the end, and in transformers, which asks once a token (and once a prompt)
+    whether the mask hides anything."""
+    model, ids, asked = model_and_tokenizer[0], [[1, 5, 6, 7], [1, 8]][:prompts], Counter()
+    draws = torch.rand(8, 64, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    args = (model, ids, draws, 1.0, set(), bool, look_every)
+    with Shapes() as shapes:
+        expected = lib.decode.sample_batch(*args)
+
+    def asking(name, plain):
+        def ask(tensor, *rest):
+            asked[name] += 1
+            return plain(tensor, *rest)
+
+        return ask
+
+    for name in "tolist item cpu numpy nonzero __bool__ __int__ __float__ __index__".split():
+        monkeypatch.setattr(torch.Tensor, name, asking(name, getattr(torch.Tensor, name)))
+    assert [tokens for tokens, _, _ in lib.decode.sample_batch(*args)] == [
+        tokens for tokens, _, _ in expected
+    ]
+    assert shapes.count == 0 and asked.pop("tolist") == 64 // look_every + 1
+    assert set(asked) <= {"__bool__"} and asked["__bool__"] <= 65
+    assert [len(tokens) for tokens, _, _ in expected] == [64] * 8
+
+
+def test_rows_in_lots_meet_few_shapes(model_and_tokenizer, monkeypatch):
+    model = model_and_tokenizer[0]
+    draws = torch.rand(128, 60, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    shapes = {}
+    for rows_at_once in (1, 32):
+        monkeypatch.setattr(lib.decode, "ROWS_AT_ONCE", rows_at_once)
+        seen = shapes[rows_at_once] = set()
+        hook = model.lm_head.register_forward_pre_hook(
+            lambda module, given, seen=seen: seen.add(given[0].shape)
+        )
+        lib.decode.sample_batch(model, [[1, 5, 6]], draws, 1.0, {4, 5, 6}, bool)
+        hook.remove()
+    assert {shape[0] for shape in shapes[32]} == {1, 32, 64, 96, 128} and len(shapes[1]) > 4 * len(shapes[32])
 
 
 HYBRIDS = {
