@@ -30,33 +30,25 @@ def check_prompts(tokenizer: Any, problems: list[dict], texts: list[str], prompt
     for problem, text, ids in zip(problems, texts, prompts):
         name = f"problem {problem['id']}"
         if ids[-1] == tokenizer.eos_token_id:
-            fail(
-                f"{name}: the tokenizer ends the prompt with {decoded(ids[-1:])}, after which nothing"
-                " follows; take it out of post_processor in the model's tokenizer.json"
-            )
+            fault = f"the tokenizer ends the prompt with {decoded(ids[-1:])}, after which nothing follows"
+            fail(f"{name}: {fault}; take it out of post_processor in the model's tokenizer.json")
         unknown = ids.count(tokenizer.unk_token_id)
         if unknown > len(ids) / 5:  # a name or two may be
-            fail(
-                f"{name}: the model does not know {unknown} of the {len(ids)} tokens of its prompt"
-                f" ({decoded(ids)[:200]}); give a --model trained on such problems (the embedded one knows"
-                " propositional logic only)"
-            )
+            fault = f"the model does not know {unknown} of the {len(ids)} tokens of its prompt"
+            mend = "give a --model trained on such problems (the embedded one knows propositional logic only)"
+            fail(f"{name}: {fault} ({decoded(ids)[:200]}); {mend}")
         again = decoded([i for i in ids if i not in special or i == tokenizer.unk_token_id])
         known = again.strip(" ").split(tokenizer.unk_token) if unknown else [again.strip(" ")]
         if not re.fullmatch(".*".join(map(re.escape, known)), text.strip(" "), re.DOTALL):
-            fail(
-                f"{name}: the tokenizer turns the prompt {text[:80]!r} into {again[:80]!r}; give the"
-                " tokenizer.json of this model"
-            )
+            fault = f"the tokenizer turns the prompt {text[:80]!r} into {again[:80]!r}"
+            fail(f"{name}: {fault}; give the tokenizer.json of this model")
     if not prompts:
         return
     settings = json.loads(getattr(tokenizer, "files", {}).get("tokenizer_config.json", "{}"))
     if settings.get("add_bos_token") and prompts[0][0] != tokenizer.bos_token_id:
-        print(
-            f"warning: tokenizer_config.json wants {tokenizer.bos_token} before every text, but the"
-            " post_processor of tokenizer.json adds none, and it decides",
-            file=sys.stderr,
-        )
+        wish = f"tokenizer_config.json wants {tokenizer.bos_token} before every text"
+        decides = "the post_processor of tokenizer.json adds none, and it decides"
+        print(f"warning: {wish}, but {decides}", file=sys.stderr)
     ids = tokenizer(PROOF, add_special_tokens=False).input_ids
     again = decoded(prompts[0] + ids)[len(decoded(prompts[0])) :]
     if again != PROOF:

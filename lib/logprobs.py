@@ -176,22 +176,10 @@ def make_batch(
 
     advantages = torch.tensor([row.get("advantage") or 0.0 for row in own]).repeat_interleave(lengths)
 
-    def tensor(numbers):
-        return torch.as_tensor(numbers, device=device)
-
-    return Batch(
-        tensor(ids),
-        tensor(positions),
-        tensor(mask[:, None]),
-        tensor(nodes),
-        tensor(targets),
-        tensor(expand),
-        order if weight else [],
-        weight,
-        advantages.to(device),
-        per_token("old_logprobs"),
-        per_token("ref_logprobs"),
-    )
+    arrays = (ids, positions, mask[:, None], nodes, targets, expand)
+    tensors: Any = [torch.as_tensor(array, device=device) for array in arrays]
+    old, ref = per_token("old_logprobs"), per_token("ref_logprobs")
+    return Batch(*tensors, order if weight else [], weight, advantages.to(device), old, ref)
 
 
 def text_model(model: Any) -> Any:
