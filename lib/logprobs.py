@@ -178,8 +178,9 @@ def make_batch(
 
     arrays = (ids, positions, mask[:, None], nodes, targets, expand)
     tensors: Any = [torch.as_tensor(array, device=device) for array in arrays]
-    old, ref = per_token("old_logprobs"), per_token("ref_logprobs")
-    return Batch(*tensors, order if weight else [], weight, advantages.to(device), old, ref)
+    of_rows: dict[str, Any] = {key: per_token(key) for key in ("old_logprobs", "ref_logprobs")}
+    of_rows |= dict(rows=order if weight else [], weight=weight, advantages=advantages.to(device))
+    return Batch(*tensors, **of_rows)
 
 
 def text_model(model: Any) -> Any:
