@@ -176,7 +176,7 @@ def read_rules():
 RULES = read_rules()
 
 
-@functools.lru_cache(300_000)
+@functools.lru_cache(50_000)
 def steps_at(t):
     """The steps by the lemmas that rewrite a term as a whole."""
     found = []
