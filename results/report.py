@@ -32,13 +32,13 @@ ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "tok
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
 TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken of them, unit
-    "optimizer steps": ("updates", slice(None), np.sum, 1),
-    "problems solved a step": ("solved", slice(None), np.mean, 1),
-    "distinct proofs a step, first 10": ("unique_proofs", slice(10), np.mean, 1),
-    "distinct proofs a step, last 10": ("unique_proofs", slice(-10, None), np.mean, 1),
-    "distinct completions, last 10, %": ("unique", slice(-10, None), np.mean, 100),
-    "KL a token, last 10, thousandths": ("kl", slice(-10, None), np.mean, 1000),
-    "tokens clipped, %": ("clip_fraction", slice(None), np.mean, 100),
+    "updates": ("updates", slice(None), np.sum, 1),
+    "solved a step": ("solved", slice(None), np.mean, 1),
+    "proofs, first 10": ("unique_proofs", slice(10), np.mean, 1),
+    "proofs, last 10": ("unique_proofs", slice(-10, None), np.mean, 1),
+    "unique, last 10, %": ("unique", slice(-10, None), np.mean, 100),
+    "1000 KL, last 10": ("kl", slice(-10, None), np.mean, 1000),
+    "clipped, %": ("clip_fraction", slice(None), np.mean, 100),
 }
 
 
