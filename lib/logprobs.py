@@ -176,11 +176,22 @@ def make_batch(
 
     advantages = torch.tensor([row.get("advantage") or 0.0 for row in own]).repeat_interleave(lengths)
 
-    arrays = (ids, positions, mask[:, None], nodes, targets, expand)
-    tensors: Any = [torch.as_tensor(array, device=device) for array in arrays]
-    of_rows: dict[str, Any] = {key: per_token(key) for key in ("old_logprobs", "ref_logprobs")}
-    of_rows |= dict(rows=order if weight else [], weight=weight, advantages=advantages.to(device))
-    return Batch(*tensors, **of_rows)
+    def tensor(numbers):
+        return torch.as_tensor(numbers, device=device)
+
+    return Batch(
+        ids=tensor(ids),
+        positions=tensor(positions),
+        mask=tensor(mask[:, None]),
+        nodes=tensor(nodes),
+        targets=tensor(targets),
+        expand=tensor(expand),
+        rows=order if weight else [],
+        weight=weight,
+        advantages=advantages.to(device),
+        old_logprobs=per_token("old_logprobs"),
+        ref_logprobs=per_token("ref_logprobs"),
+    )
 
 
 def text_model(model: Any) -> Any:

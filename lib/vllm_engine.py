@@ -116,11 +116,19 @@ def vllm_is_installed() -> bool:
 
 def engine_options(model: str, args: argparse.Namespace, sleep: bool) -> dict:
     """The arguments of vLLM's EngineArgs."""
-    options = dict(model=model, dtype=args.dtype, max_model_len=args.max_model_len, seed=0)
-    options |= dict(gpu_memory_utilization=args.gpu_memory_utilization, enable_sleep_mode=sleep)
-    options |= dict(tensor_parallel_size=args.tensor_parallel, enforce_eager=not torch.cuda.is_available())
-    # At the sampling temperature, and without the model's own top-p and the like.
-    options |= dict(logprobs_mode="processed_logprobs", generation_config="vllm", disable_log_stats=True)
+    options = dict(
+        model=model,
+        dtype=args.dtype,
+        max_model_len=args.max_model_len,
+        tensor_parallel_size=args.tensor_parallel,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        seed=0,
+        logprobs_mode="processed_logprobs",  # at the sampling temperature
+        enable_sleep_mode=sleep,
+        enforce_eager=not torch.cuda.is_available(),
+        generation_config="vllm",  # not the model's own top-p and the like
+        disable_log_stats=True,
+    )
     if torch.cuda.is_available():  # vLLM's defaults are for a server that must answer soon
         options |= dict(max_num_seqs=AT_ONCE // 2, max_num_batched_tokens=8192)
     else:  # vLLM's CPU sampler fails on a prompt in two pieces with a seed
@@ -205,10 +213,18 @@ def everywhere(engines: list[Engine], name: str, task: str, value: Any = None) -
 def sampling_params(args: argparse.Namespace, num_samples: int, eos: set[int]) -> dict:
     """The arguments of vLLM's SamplingParams for every prompt."""
     fenced = args.template == "deepseek"
-    params = dict(n=num_samples, temperature=args.temperature, max_tokens=args.max_new_tokens)
-    params |= dict(logprobs=0, flat_logprobs=True)  # of the sampled token alone
-    params |= dict(ignore_eos=True, stop_token_ids=sorted(eos), stop=["```"] if fenced else None)
-    return params | dict(detokenize=fenced, skip_special_tokens=False)
+    return dict(
+        n=num_samples,
+        temperature=args.temperature,
+        max_tokens=args.max_new_tokens,
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        ignore_eos=True,
+        stop_token_ids=sorted(eos),
+        stop=["```"] if fenced else None,
+        detokenize=fenced,
+        skip_special_tokens=False,
+    )
 
 
 def vllm_completions(
