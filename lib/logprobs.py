@@ -18,6 +18,7 @@ several trees, padded to the longest; micro-batches are shared out among the ran
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -67,22 +68,28 @@ def device_of(model: Any) -> torch.device:
     return model.get_output_embeddings().weight.device
 
 
-def group_into_trees(rows: list[dict], token_budget: int, share: bool = True) -> list[tuple[list[int], int]]:
+def group_into_trees(
+    rows: list[dict], token_budget: int, width: float = math.inf
+) -> list[tuple[list[int], int]]:
     """Which rows share a tree: [(indices of rows, number of nodes), ...].
 
     Rows of one prompt share a tree until it is twice as long as the longest row (or as the budget). In sorted
-    order, a row shares its longest prefix with the row before it. Without share, each row has its own.
+    order, a row shares its longest prefix with the row before it. It joins if that saves more than attention
+    between its nodes and the tree's costs, all under the mask: a node takes 24 width**2 operations a block, a
+    pair of nodes 4 width. With width 0, each row has its own tree.
     """
     texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
     longest = max(map(len, texts))
     limit = max(longest, min(2 * longest, token_budget))
     trees: list[tuple[list[int], int]] = []
     for i in sorted(range(len(rows)), key=texts.__getitem__):
-        if trees and share:
+        if trees:
             members, size = trees[-1]
             last = members[-1]
-            size += len(texts[i]) - len(os.path.commonprefix([texts[last], texts[i]]))
-            if rows[i]["prompt_ids"] == rows[last]["prompt_ids"] and size <= limit:
+            shared = len(os.path.commonprefix([texts[last], texts[i]]))
+            pays = 3 * width * shared > size * len(texts[i])
+            size += len(texts[i]) - shared
+            if pays and rows[i]["prompt_ids"] == rows[last]["prompt_ids"] and size <= limit:
                 trees[-1] = members + [i], size
                 continue
         trees.append(([i], len(texts[i])))
@@ -90,7 +97,7 @@ def group_into_trees(rows: list[dict], token_budget: int, share: bool = True) ->
 
 
 def micro_batches_per_rank(
-    rows: list[dict], token_budget: int, count: int, share: bool = True
+    rows: list[dict], token_budget: int, count: int, width: float = math.inf
 ) -> list[list[list[list[int]]]]:
     """The micro-batches of each of `count` ranks: lists of trees, which are lists of row indices.
 
@@ -101,7 +108,7 @@ def micro_batches_per_rank(
     ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
     longest = [0] * count  # of each rank's last micro-batch
     load = [0] * count
-    for members, size in sorted(group_into_trees(rows, token_budget, share), key=lambda tree: -tree[1]):
+    for members, size in sorted(group_into_trees(rows, token_budget, width), key=lambda tree: -tree[1]):
         rank = load.index(min(load))
         batches = ranks_batches[rank]
         full = batches and (len(batches[-1]) + 1) * longest[rank] > token_budget
@@ -117,7 +124,8 @@ def micro_batches_per_rank(
 def own_micro_batches(model: Any, rows: list[dict], token_budget: int) -> list[list[list[int]]]:
     """The micro-batches of this rank, of trees or of plain rows as the model needs."""
     rank, count = ranks()
-    return micro_batches_per_rank(rows, token_budget, count, takes_trees(model))[rank]
+    width = model.get_output_embeddings().weight.shape[1] if takes_trees(model) else 0
+    return micro_batches_per_rank(rows, token_budget, count, width)[rank]
 
 
 def prefix_tree(

@@ -4,6 +4,7 @@ model's plain forward, which is one row, no cache, no padding, no tree, eager at
     python tests/test_architectures.py        # writes docs/architectures.md, which the tests hold true
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -178,7 +179,7 @@ def of_trainer(name, model):
     rows = make_rows()
     found = completion_logprobs(model, rows, micro_batch_tokens=64)
     weight = torch.randn(sum(map(len, found)), generator=torch.Generator().manual_seed(2))
-    [trees] = micro_batches_per_rank(rows, 10**6, 1, takes_trees(model))
+    [trees] = micro_batches_per_rank(rows, 10**6, 1, math.inf if takes_trees(model) else 0)
     loss, order = 0, []
     for batch in (make_batch(rows, one) for one in trees):
         order += batch.rows

@@ -372,7 +372,7 @@ def test_plain_rows_share_nothing(tmp_path):
         {"prompt_ids": [1, 5], "completion_ids": [6, 7, 8]},
         {"prompt_ids": [1, 5], "completion_ids": [6, 7]},
     ]
-    assert [sorted(members) for members, _ in lib.logprobs.group_into_trees(rows, 100, share=False)] == [
+    assert [sorted(members) for members, _ in lib.logprobs.group_into_trees(rows, 100, width=0)] == [
         [1],
         [0],
     ]

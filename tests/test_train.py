@@ -227,6 +227,28 @@ def test_packed_rows_share_their_prompts_and_stay_within_twice_the_longest(model
     assert len(lib.logprobs.group_into_trees(rows, 10**6)) < len(lib.logprobs.group_into_trees(rows, 1))
 
 
+def test_a_row_joins_a_tree_only_where_that_saves_more_than_attention_costs():
+    """By hand: 10 nodes each, 4 of them shared, so 3 * width * 4 against 10 * 10."""
+    rows = [{"prompt_ids": [1, 5, 6], "completion_ids": [7, *[k] * 7]} for k in (8, 9)]
+    for width, trees in ((0, 2), (8, 2), (9, 1), (math.inf, 1)):
+        found = lib.logprobs.group_into_trees(rows, 1000, width)
+        assert [size for _, size in found] == ([10, 10] if trees == 2 else [16])
+        assert lib.logprobs.micro_batches_per_rank(rows, 1000, 1, width)[0][0] == [
+            members for members, _ in found
+        ]
+
+
+def test_the_width_is_the_models(model, monkeypatch):
+    widths = []
+    monkeypatch.setattr(
+        lib.logprobs, "micro_batches_per_rank", lambda *args: widths.append(args[3]) or [[[]]]
+    )
+    lib.logprobs.own_micro_batches(model, [], 1)
+    model.takes_trees = False
+    lib.logprobs.own_micro_batches(model, [], 1)
+    assert widths == [32, 0]
+
+
 def test_token_losses_by_hand():
     # ratio = 1.5, 1.5, 0.5, 0.5, 1.1 with A = +1, -1, +1, -1, +1 and clip 0.2:
     #   A > 0: -min(ratio, 1.2);  A < 0: max(ratio, 0.8);  the clip has taken over where ratio is 1.5 (A > 0), 0.5 (A < 0)
