@@ -123,17 +123,19 @@ def at_best_temperature(folder: str, name: str) -> tuple[np.ndarray, list[float]
 
 
 def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
-    """Above base when all sample at temperature 1, and when each has its best one; and which these are."""
+    """Above base at temperature 1, and with each at its best one; which these are; every temperature."""
     pairs = [f"{name} - base" for name in names[1:]]
     at_one = {name: sampled(folder, name, "val-1.0") for name in names}
-    best, chosen = {}, {}
+    best, chosen, every = {}, {}, {}
     for name in names:
+        every |= {f"{name} at {T}": sampled(folder, name, f"val-{T}") for T in TEMPERATURES}
         best[name], which = at_best_temperature(folder, name)
         chosen[name] = NS[: len(which)], np.array([which, [np.nan] * len(which), [np.nan] * len(which)])
     return [
         paired("temperature-1", "above base, all at temperature 1", at_one, pairs),
         paired("temperature-best", "above base, each at its best", best, pairs),
         Panel("temperature-chosen", "best temperature", chosen, log=True, scale=1),
+        pass_panel("temperature-all", "%, held-out theorems [95 %]", every),
     ]
 
 
@@ -196,11 +198,11 @@ def main():
         panels.append(uplift_panel("ablation-uplift", uplifts(folder, ABLATION, 0)))
     tempered = [name for name in rates if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")]
     if "base" in tempered:
-        at_one, best, chosen = temperature_panels(folder, tempered)
-        panels += [at_one, best, chosen]
+        at_one, best, *others = temperature_panels(folder, tempered)
+        panels += [at_one, best, *others]
         halves = [
-            Panel(f"points above base, {words}", "N", panel.lines, log=True)
-            for words, panel in (("all at temperature 1", at_one), ("each at its best temperature", best))
+            Panel(f"above base, {words}", "N, samples for each problem", panel.lines, log=True)
+            for words, panel in (("temperature 1", at_one), ("each at its best", best))
         ]
         draw(halves, f"{args.out}/temperature.png")
     tables = {panel.title: table(panel) for panel in panels}
