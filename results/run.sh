@@ -2,10 +2,10 @@
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
 #     bash results/run.sh                            # settings and ablation, into runs/results; then tables and figures
-#     PARTS="settings rivals temperature" SETTINGS="default epochs-2 unlikeliness-2" bash results/run.sh runs/rivals results/rivals
+#     PARTS="settings rivals temperature" SETTINGS="default unlikeliness-2" bash results/run.sh runs/rivals results/rivals
 #                                                    # other estimators of the advantage; two models and the base at four temperatures
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
-#     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # all of it in minutes
+#     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
 # Two jobs at a time, each on one core: that takes less time than one after the other on two. They share Lean's verdicts
 # (--verdicts), since many completions are sampled by several of them. A run goes once through its problems, the first of
