@@ -268,7 +268,7 @@ def prepare(args: Namespace) -> Prepared:
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
     if args.advantages:
-        longest = run.check_tokens(problems, model, args.model)
+        longest = run.check_tokens(problems, args.advantages, model, args.model)
     else:
         prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
         longest = max(len(prompt) + args.max_new_tokens for prompt in prompts)

@@ -289,10 +289,10 @@ def read_advantages(args: Namespace) -> list[dict]:
     return rows
 
 
-def check_tokens(rows: list[dict], model: Any, name: str) -> int:
+def check_tokens(rows: list[dict], source: str, model: Any, name: str) -> int:
     """The tokens of the longest row; ends the program if the model does not know them all."""
     texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
     largest = max(map(max, texts), default=0)
     if largest >= vocabulary_size(model.config):
-        fail(f"the rows have a token {largest}, unknown to {name}; give the model that sampled them")
+        fail(f"{source}: the token {largest} is unknown to {name}; give the model that sampled them")
     return max(map(len, texts), default=0)

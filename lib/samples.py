@@ -90,7 +90,7 @@ def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[f
     from lib.run import check_tokens
 
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
-    check_logprobs(model, check_tokens(rows, model, model_path))
+    check_logprobs(model, check_tokens(rows, "correct samples", model, model_path))
     logprobs = completion_logprobs(model, rows, micro_batch_tokens=args.micro_batch_tokens)
     return [float(tokens.sum()) for tokens in logprobs]
 
