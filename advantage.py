@@ -49,8 +49,9 @@ def group_advantages(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Shaped rewards [G] and advantages [G] of one group, or None where the group filter drops it.
 
-    It compares raw rewards: shaped ones also differ within an all-right group, and dividing by their tiny std
-    gives large advantages. With --filter shaped, such a group stays and teaches which of its proofs are rare.
+    The filter compares raw rewards: shaped ones also differ within an all-right group, and dividing by their
+    tiny std gives large advantages. With --filter shaped, such a group stays and teaches which of its proofs
+    are rare.
     """
     shaped = unlikeliness_reward(rewards, ranks, args.unlikeliness)
     compared = rewards if args.filter == "raw" else shaped

@@ -231,8 +231,8 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     build.add_flags(parser)
     args = parser.parse_args(words)
     sample.settle_flags(args)
-    no_shaping = vars(advantage.options()).items() <= vars(args).items()
-    if args.advantages and not (args.out and no_shaping):
+    shaping = any(vars(args)[name] != value for name, value in vars(advantage.options()).items())
+    if args.advantages and (shaping or not args.out):
         fail("--advantages needs --out; --unlikeliness, --estimator and their like are advantage.py's then")
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
