@@ -4,6 +4,7 @@
 #     bash bench/gpu.sh 2>&1 | tee gpu.log
 #     SIZE=tiny DEVICE=cpu bash bench/gpu.sh         # the same on a CPU, to see it run
 #     PEER=trlvenv/bin/python bash bench/gpu.sh      # a Python with trl; without it that part is skipped
+#     ONLY="Update|First" bash bench/gpu.sh          # the parts whose titles match
 #
 # A part that fails or runs out of its seconds says so, and the next one begins.
 set -uo pipefail
@@ -18,6 +19,7 @@ has() {
 part() { # SECONDS TITLE COMMAND...
     local limit=$1 title=$2 left=$((seconds - (SECONDS - start))) code
     shift 2
+    [[ $title =~ ${ONLY:-.} ]] || return
     if [ $left -lt 10 ]; then
         skip "$title" "six minutes are over"
         return

@@ -73,12 +73,13 @@ def test_growths_rows_are_as_many_and_as_long_as_asked(tmp_path):
 
 
 def test_gpu_sh_runs_on_a_cpu_at_toy_size():
-    """Every part says what it measured, or that it is skipped and why; none fails."""
+    """A part says what it measured, or that it is skipped and why; none of these fails. The others run the same scripts."""
     environment = os.environ | {
         "SIZE": "tiny",
         "DEVICE": "cpu",
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
+        "ONLY": "Update|First",
     }
     done = subprocess.run(["bash", f"{ROOT}/bench/gpu.sh"], env=environment, capture_output=True, text=True)
     said = done.stdout
@@ -93,9 +94,4 @@ def test_gpu_sh_runs_on_a_cpu_at_toy_size():
     )
     assert rows == [("autocast", "1"), ("copy", "1"), ("copy+compile", "1"), ("copy+compile", "0.5")]
     assert parts["Update and sampler"].count("rows leave") == 2
-    for name in (
-        "First step and tenth",
-        "Rows leave one by one",
-        "Default device of the embedded prover: cpu",
-    ):
-        assert re.search(r"first step over last: \d", parts[name])
+    assert re.search(r"first step over last: \d", parts["First step and tenth"])
