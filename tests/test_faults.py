@@ -99,7 +99,7 @@ def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
         "aborts-once": 25,
         "floods": 5,
         "quits": 5,
-        "hangs": 7,
+        "hangs": 4,
     }
     rows, expected = fault_rows(2000, faults)
     lean = with_faults(lib.lean.find_lean(), tmp_path)
