@@ -34,7 +34,7 @@ import advantage
 import sample
 import verify
 from evaluate import compare
-from lib import build, ranks, run
+from lib import build, checks, ranks, run
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
@@ -268,7 +268,7 @@ def prepare(args: Namespace) -> Prepared:
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
     if args.advantages:
-        longest = run.check_tokens(problems, args.advantages, model, args.model)
+        longest = checks.check_tokens(problems, args.advantages, model, args.model)
     else:
         prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
         longest = max(len(prompt) + args.max_new_tokens for prompt in prompts)

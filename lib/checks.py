@@ -159,3 +159,12 @@ def refuse(model: Any, why: str) -> NoReturn:
     if ranks()[0] > 0:
         sys.exit(2)
     fail(f"this {model.config.model_type} model ({type(model).__name__}) {why}")
+
+
+def check_tokens(rows: list[dict], source: str, model: Any, name: str) -> int:
+    """The tokens of the longest row; ends the program if the model does not know them all."""
+    texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
+    largest = max(map(max, texts), default=0)
+    if largest >= vocabulary_size(model.config):
+        fail(f"{source}: the token {largest} is unknown to {name}; give the model that sampled them")
+    return max(map(len, texts), default=0)

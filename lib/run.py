@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from lib.cli import cause, fail, number
 from lib.jsonl import cannot_write, read_verified
-from lib.model import save_tokenizer, vocabulary_size
+from lib.model import save_tokenizer
 from lib.ranks import full_state, ranks
 
 FORMAT = 2  # of args.json and trainer.pt
@@ -287,12 +287,3 @@ def read_advantages(args: Namespace) -> list[dict]:
     if all(row["advantage"] is None for row in rows):
         fail(f"{args.advantages} has no row with an advantage: in every group, all rewards are equal")
     return rows
-
-
-def check_tokens(rows: list[dict], source: str, model: Any, name: str) -> int:
-    """The tokens of the longest row; ends the program if the model does not know them all."""
-    texts = [row["prompt_ids"] + row["completion_ids"] for row in rows]
-    largest = max(map(max, texts), default=0)
-    if largest >= vocabulary_size(model.config):
-        fail(f"{source}: the token {largest} is unknown to {name}; give the model that sampled them")
-    return max(map(len, texts), default=0)

@@ -84,10 +84,9 @@ def correct_samples(path: str) -> list[dict]:
 
 def score(model_path: str, rows: list[dict], args: argparse.Namespace) -> list[float]:
     """Log-probability of each row's completion under a checkpoint, from the stored token ids."""
-    from lib.checks import check_logprobs  # here, since pass@N needs none of these
+    from lib.checks import check_logprobs, check_tokens  # here, since pass@N needs none of these
     from lib.logprobs import completion_logprobs
     from lib.model import load_model
-    from lib.run import check_tokens
 
     model, _ = load_model(model_path, dtype=args.dtype, device=args.device)
     check_logprobs(model, check_tokens(rows, "correct samples", model, model_path))
