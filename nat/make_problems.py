@@ -20,16 +20,14 @@ import os
 import random
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 from lib.cli import flags, number  # noqa: E402
 from lib.jsonl import write_jsonl  # noqa: E402
 from lib.lean import find_lean  # noqa: E402
+from lib.theorems import find_theorems  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 VARIABLES = "abcd"
@@ -427,21 +425,7 @@ def theorem(seed, args):
 
 
 def theorems(seeds, args):
-    return [found for seed in seeds if (found := theorem(seed, args)) and found[-1]]
-
-
-def find_theorems(count, args):
-    """{canonical form: the rest of theorem()} of at least `count` theorems, in the order of their seeds."""
-    found, chunk, start = {}, 20, args.seed * 10**9
-    with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
-        while len(found) < count:
-            jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
-            start += len(jobs) * chunk
-            for results in pool.map(theorems, jobs, [args] * len(jobs)):
-                for form, *rest in results:
-                    found.setdefault(form, rest)
-            bar.update(min(len(found), count) - bar.n)
-    return found
+    return [(found[0], found[1:]) for seed in seeds if (found := theorem(seed, args)) and found[-1]]
 
 
 def main():
@@ -461,7 +445,8 @@ def main():
     args = parser.parse_args()
 
     rows, wanted = [], args.train + args.val + args.sft_theorems
-    for n, (kind, text, proofs) in enumerate(list(find_theorems(wanted, args).values())[:wanted]):
+    found = find_theorems(functools.partial(theorems, args=args), wanted, 20, args)
+    for n, (kind, text, proofs) in enumerate(list(found.values())[:wanted]):
         problem = {"id": f"n_{n:05d}", "statement": f"theorem n_{n:05d} {text}", "kind": kind}
         rows += [{**problem, "steps": steps, "completion": text} for text, steps in proofs]
     judged = verify_rows(rows, find_lean("auto", HERE), workers=args.workers, batch=256)

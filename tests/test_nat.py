@@ -166,8 +166,8 @@ def test_the_theorems_hold_in_numbers():
 def test_the_search_finds_proofs_of_all_kinds_of_theorems_and_of_many_lengths():
     args = argparse.Namespace(far=8, searches=3, budget=100, proofs=3)
     found = make_problems.theorems(range(150), args)
-    assert {kind for _, kind, _, _ in found} == set(make_problems.KINDS)
-    proofs = {proof: steps for *_, some in found for proof, steps in some}
+    assert {kind for _, (kind, _, _) in found} == set(make_problems.KINDS)
+    proofs = {proof: steps for _, (*_, some) in found for proof, steps in some}
     text = "".join(proofs)
     assert {"induction", "rfl", "at", "←", "ih", "symm", *PROOF.split()} <= set(re.findall(r"\w+|←", text))
     assert set(range(1, 8)) <= set(proofs.values()) and max(map(len, proofs)) < 600

@@ -21,13 +21,11 @@ A proof is a tuple (rule, ...) that holds the proofs of its premises; hypotheses
 import os
 import random
 import sys
-from concurrent.futures import ProcessPoolExecutor
-
-from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from lib.cli import flags, number  # noqa: E402
 from lib.jsonl import write_jsonl  # noqa: E402
+from lib.theorems import find_theorems  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 ATOMS = "pqrs"
@@ -301,20 +299,6 @@ def statement(f, name):
     return f"theorem {name} ({atoms} : Prop) : {text(f)} := by"
 
 
-def find_theorems(count, args):
-    """{formula: completions} of at least `count` theorems, in the order of their seeds."""
-    found, chunk, start = {}, 2000, args.seed * 10**9
-    with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
-        while len(found) < count:
-            jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
-            start += len(jobs) * chunk
-            for results in pool.map(theorems, jobs):
-                for f, completions in results:
-                    found.setdefault(f, completions)
-            bar.update(min(len(found), count) - bar.n)
-    return found
-
-
 def main():
     parser = flags("Theorems and proofs of the embedded default, from a seed.")
     count = number(int, 1)
@@ -328,7 +312,7 @@ def main():
     args = parser.parse_args()
 
     wanted = args.train + args.val + args.sft_theorems
-    found = find_theorems(wanted, args)
+    found = find_theorems(theorems, wanted, 2000, args)
     rows = [
         {"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
         for n, (f, completions) in enumerate(list(found.items())[:wanted])
