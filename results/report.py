@@ -9,6 +9,7 @@ uplift, curves and temperature.png, and writes tables.csv and a CSV file beside 
 """
 
 import argparse
+import functools
 import glob
 import os
 import re
@@ -57,6 +58,7 @@ def passes(paths: list) -> np.ndarray:
     return np.stack([[pass_at_n(c["n"], c["correct"], N) for N in Ns] for c in counts]).transpose(0, 2, 1)
 
 
+@functools.cache  # several tables ask for the same files of 51,200 rows
 def sampled(folder: str, name: str, part: str) -> np.ndarray:
     """passes() of a setting; a seed that has no such samples yet is left out."""
     paths = [f"{run}/{part}/verified.jsonl" for run in seeds_of(folder, name)]
