@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,29 @@ def test_killed_and_continued(how, tmp_path):
     assert "Traceback" not in process.communicate()[1] and process.returncode == 0
     assert (tmp_path / "out").read_bytes().startswith(before) and verdicts(tmp_path / "out") == expected
     assert not list(tmp_path.glob("out.part-*")) and not list(temporary.iterdir())
+
+
+def test_no_folder_stays_when_nobody_listens(tmp_path):
+    """The shell around Lean is told to end before Lean is there, and the reader of its words is dead already."""
+    (tmp_path / "bin").mkdir()
+    slow = tmp_path / "bin" / "mkdir"
+    slow.write_text(f'#!/bin/sh\n{shutil.which("mkdir")} "$@"; sleep 0.5\n', encoding="utf-8")
+    slow.chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = dict(
+        os.environ, TMPDIR=str(temporary), CPU_SECONDS="60", PATH=f"{slow.parent}:{os.environ['PATH']}"
+    )
+    words = ["sh", "-c", lib.lean.GUARD, "sh", str(os.getpid()), str(2**22), "sleep", "60"]
+    process = subprocess.Popen(
+        words, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    process.stderr.close()
+    while not list(temporary.iterdir()):
+        time.sleep(0.01)
+    process.terminate()
+    process.wait(30)
+    assert not list(temporary.iterdir())
 
 
 def running():
