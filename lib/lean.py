@@ -37,10 +37,11 @@ SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'
 INSTALL = "install Lean 4 from https://lean-lang.org"
 
 # A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder. What
-# ends the shell, its parent's death too, first ends Lean and removes the folder; a dying Lean may write. What
-# is said there must go nowhere: with the parent dead, a word of `kill` into the broken pipe would end the shell.
+# ends the shell, its parent's death too, first ends Lean and removes the folder; a dying Lean may write. All
+# that in silence: with the parent dead, a complaint of `kill` into the broken pipe would end the shell.
 # Arguments: parent, KiB of memory, command.
-GUARD = """trap 'exec 2>/dev/null; kill -9 $lean; rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }; kill -9 0' TERM INT HUP
+GUARD = """trap 'exec 2>/dev/null
+kill -9 $lean; rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }; kill -9 0' TERM INT HUP
 [ "$PPID" = "$1" ] && folder=$(mktemp -u) && mkdir -m 700 "$folder" || exit 97
 exec 3<&0
 (ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"
