@@ -1,4 +1,4 @@
-"""results/synthetic.py: exact pass@N, the loss of its policy, the claim's signs, and the paper's mechanism on one group."""
+"""results/synthetic.py and world.py: exact pass@N, the loss of its policy, the claim's signs, and the paper's mechanism on one group."""
 
 import csv
 import math
@@ -13,11 +13,12 @@ import torch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "results")]
 import synthetic  # noqa: E402
+import world  # noqa: E402
 
 
-def world(**changes):
+def knobs(**changes):
     """The knobs of the world of the table, with changes."""
-    return Namespace(**{name: default for name, (default, *_) in synthetic.WORLD.items()} | changes)
+    return Namespace(**{name: default for name, (default, *_) in world.KNOBS.items()} | changes)
 
 
 # pass@N and uplift
@@ -25,16 +26,16 @@ def world(**changes):
 
 def test_pass_at_n_by_hand():
     # one problem at 1/2, one at 1/4: 1 - (1/2 + 3/4) / 2 = 3/8; 1 - (1/4 + 9/16) / 2 = 19/32
-    values = synthetic.pass_at_n(np.array([0.5, 0.25]))
+    values = world.pass_at_n(np.array([0.5, 0.25]))
     assert values[:2].tolist() == [3 / 8, 19 / 32] and values[9] == pytest.approx(1, abs=1e-9)
-    assert synthetic.pass_at_n(np.array([0.0, 1.0])).tolist() == [0.5] * 10
+    assert world.pass_at_n(np.array([0.0, 1.0])).tolist() == [0.5] * 10
 
 
 def test_a_likelier_proof_raises_pass_at_n_most_near_one_in_n():
     """Section 3.4: what pass@N gains when the probability p of a right draw grows by a fifth."""
 
     def gain(p, k):
-        return (synthetic.pass_at_n(np.array([min(1, 1.2 * p)])) - synthetic.pass_at_n(np.array([p])))[k]
+        return (world.pass_at_n(np.array([min(1, 1.2 * p)])) - world.pass_at_n(np.array([p])))[k]
 
     assert gain(0.5, 0) == pytest.approx(0.1)  # 0.6 - 0.5
     assert gain(0.1, 1) == pytest.approx(0.9**2 - 0.88**2)  # 0.0356
@@ -45,9 +46,9 @@ def test_a_likelier_proof_raises_pass_at_n_most_near_one_in_n():
 
 
 def test_pass_at_n_of_a_tiny_world_against_drawing():
-    base, (features, solves), _ = synthetic.make_world(world(strategies=8, features=3, threshold=1.0), 0)
-    probabilities = synthetic.logprobs(base, features).exp()[:50]
-    exact = synthetic.pass_at_n((probabilities * solves[:50]).sum(1).numpy())
+    base, (features, solves), _ = world.make_world(knobs(strategies=8, features=3, threshold=1.0), 0)
+    probabilities = world.logprobs(base, features).exp()[:50]
+    exact = world.pass_at_n((probabilities * solves[:50]).sum(1).numpy())
     generator = torch.Generator().manual_seed(0)
     draws = torch.multinomial(probabilities.repeat(400, 1), 4, replacement=True, generator=generator)
     right = solves[:50].repeat(400, 1).gather(1, draws)  # [20000, 4]
@@ -57,16 +58,16 @@ def test_pass_at_n_of_a_tiny_world_against_drawing():
 
 
 def test_the_world_is_what_its_description_says():
-    args = world(strategies=50, features=4, threshold=1.0, skill=2.0, noise=0.0, habit=1.5)
-    base, (features, solves), (held_out, _) = synthetic.make_world(args, 3)
+    args = knobs(strategies=50, features=4, threshold=1.0, skill=2.0, noise=0.0, habit=1.5)
+    base, (features, solves), (held_out, _) = world.make_world(args, 3)
     keys = base[0] / 2  # without noise
     assert torch.allclose(keys.norm(dim=1), torch.ones(50).double())
     assert torch.equal(solves, features @ keys.T > 1.0) and solves.any(1).all()
     assert len(features) == 2400 and len(held_out) == 500
     assert base[1][:3].tolist() == pytest.approx([0, -1.5 * math.log(2), -1.5 * math.log(3)])
     logits = features[0] @ base[0].T + base[1]
-    assert torch.allclose(synthetic.logprobs(base, features)[0].exp(), logits.exp() / logits.exp().sum())
-    noisy = synthetic.make_world(world(strategies=50, features=4, skill=2.0, noise=1.0), 3)[0][0]
+    assert torch.allclose(world.logprobs(base, features)[0].exp(), logits.exp() / logits.exp().sum())
+    noisy = world.make_world(knobs(strategies=50, features=4, skill=2.0, noise=1.0), 3)[0][0]
     assert (noisy - base[0]).std().item() == pytest.approx(0.5, rel=0.2)  # noise / sqrt(d)
 
 
@@ -75,7 +76,7 @@ def test_uplift_by_hand():
     before = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]]).log()
     after = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.4, 0.6]]).log()
     solves = torch.tensor([[True, False, True], [True, True, True]])
-    assert synthetic.uplift(before, after, solves).tolist() == [1 / 2, 1, 0]
+    assert world.uplift(before, after, solves).tolist() == [1 / 2, 1, 0]
 
 
 def test_the_interval_is_over_seeds():
@@ -107,15 +108,15 @@ def test_the_page_shows_the_numbers_of_the_csv():
 
 
 def test_groups_hold_the_advantages_of_their_draws():
-    base, (features, solves), _ = synthetic.make_world(world(), 0)
-    args = synthetic.setting("--kl 0.1 --unlikeliness 0.25")
+    base, (features, solves), _ = world.make_world(knobs(), 0)
+    args = world.setting("--kl 0.1 --unlikeliness 0.25")
     generator = torch.Generator().manual_seed(1)
-    groups = synthetic.sample_groups(base, features[:16], solves[:16], args, generator)
+    groups = world.sample_groups(base, features[:16], solves[:16], args, generator)
     assert 0 < len(groups) < 16  # uniform ones are dropped
     for x, actions, advantages in groups:
         i = [k for k in range(16) if torch.equal(features[k], x)][0]
         right = solves[i][actions]
-        scores = synthetic.logprobs(base, x[None])[0][actions]
+        scores = world.logprobs(base, x[None])[0][actions]
         ranks = torch.stack([(scores > s).sum() + ((scores == s).sum() - 1) / 2 for s in scores])
         shaped = right * (1 - 0.25 * (32 - ranks) / 32).double()
         assert torch.allclose(advantages, (shaped - shaped.mean()) / (shaped.std() + 1e-6), atol=1e-5)
@@ -124,11 +125,11 @@ def test_groups_hold_the_advantages_of_their_draws():
 def test_an_update_against_finite_differences():
     """The step of plain gradient descent is that of the clipped loss with k3, worked by numpy, token by token."""
     generator = torch.Generator().manual_seed(0)
-    base, (features, solves), _ = synthetic.make_world(world(strategies=8, features=3, threshold=1.0), 1)
-    args = synthetic.setting("--kl 0.1")
+    base, (features, solves), _ = world.make_world(knobs(strategies=8, features=3, threshold=1.0), 1)
+    args = world.setting("--kl 0.1")
     policy = [(weights + 0.1).clone().requires_grad_() for weights in base]
     policy[0].data[0] += 0.3
-    groups = synthetic.sample_groups(policy, features[:8], solves[:8], args, generator)[:4]
+    groups = world.sample_groups(policy, features[:8], solves[:8], args, generator)[:4]
     assert groups
 
     def log_p(weights, bias, x):
@@ -149,7 +150,7 @@ def test_an_update_against_finite_differences():
         return np.mean(losses)
 
     optimizer = torch.optim.SGD(policy, lr=1.0)
-    synthetic.update(policy, base, optimizer, groups, args, generator)
+    world.update(policy, base, optimizer, groups, args, generator)
     for part in (0, 1):
         gradient = np.zeros_like(start[part])
         for index in np.ndindex(gradient.shape):
@@ -163,7 +164,7 @@ def test_an_update_against_finite_differences():
 
 
 def test_settings_are_flags_of_train():
-    assert vars(synthetic.setting(synthetic.PAPER[synthetic.BEST])) == {
+    assert vars(world.setting(synthetic.PAPER[synthetic.BEST])) == {
         "unlikeliness": 0.25,
         "rank_by": "sequence",
         "filter": "raw",
@@ -171,14 +172,14 @@ def test_settings_are_flags_of_train():
         "kl": 0.1,
         "ppo_epochs": 2,
     }
-    assert all(synthetic.setting(words).kl in (0.02, 0.1) for words in synthetic.SETTINGS.values())
+    assert all(world.setting(words).kl in (0.02, 0.1) for words in synthetic.SETTINGS.values())
 
 
 def test_the_claim():
     """At N = 1 both settings gain; at N = 512 GRPO-Default is below the base model, Unlikeliness-2 above it. Of the base
     model's right strategies, the reward raises more of the unlikely ones."""
     settings = [synthetic.PAPER[name] for name in (synthetic.DEFAULT, synthetic.BEST)]
-    results = np.mean([synthetic.train_settings((world(), settings, seed)) for seed in range(3)], axis=0)
+    results = np.mean([world.train_settings((knobs(), settings, seed)) for seed in range(3)], axis=0)
     default, best = results[:, 10:20] - results[:, :10]
     assert default[0] > 10 and best[0] > 10 and default[9] < -1 and best[9] > 1
     by_rank = [result[20:] for result in results]
@@ -186,8 +187,8 @@ def test_the_claim():
 
 
 def test_a_seed_gives_the_same_bits():
-    job = world(steps=12), [synthetic.PAPER[synthetic.BEST]]
-    first, again, other = (synthetic.train_settings((*job, seed))[0] for seed in (0, 0, 1))
+    job = knobs(steps=12), [synthetic.PAPER[synthetic.BEST]]
+    first, again, other = (world.train_settings((*job, seed))[0] for seed in (0, 0, 1))
     assert first.tolist() == again.tolist() != other.tolist()
 
 
@@ -199,15 +200,15 @@ RIGHT = torch.arange(64) % 2 == 0
 
 def one_group(generator, unlikeliness=0.0, epochs=1, lr=2.0):
     """Log-probabilities [epochs, 64] after each plain gradient step on one group, and its draws; None if it is dropped."""
-    args = synthetic.setting(f"--kl 0 --unlikeliness {unlikeliness} --ppo-epochs {epochs}")
+    args = world.setting(f"--kl 0 --unlikeliness {unlikeliness} --ppo-epochs {epochs}")
     base = [torch.zeros(64, 1).double(), TABLE]
     policy = [weights.clone().requires_grad_() for weights in base]
-    groups = synthetic.sample_groups(policy, torch.zeros(1, 1).double(), RIGHT[None], args, generator)
+    groups = world.sample_groups(policy, torch.zeros(1, 1).double(), RIGHT[None], args, generator)
     if not groups:
         return None
     optimizer, history = torch.optim.SGD(policy, lr=lr), []
     optimizer.register_step_post_hook(lambda *rest: history.append(policy[1].detach().log_softmax(0)))
-    synthetic.update(policy, base, optimizer, groups, args, generator)
+    world.update(policy, base, optimizer, groups, args, generator)
     return torch.stack(history), groups[0][1]
 
 
@@ -224,14 +225,14 @@ def test_one_group_through_the_loss_by_hand():
 
 def test_more_epochs_and_the_unlikeliness_reward_turn_to_the_rare_proofs(monkeypatch):
     """Section 4: the rank bias, less of it with each epoch, since the likely ones are past the clip by then."""
-    losses, clips = synthetic.token_losses, []
+    losses, clips = world.token_losses, []
 
     def recorded(*arguments):
         result = losses(*arguments)
         clips.append(result[2])
         return result
 
-    monkeypatch.setattr(synthetic, "token_losses", recorded)
+    monkeypatch.setattr(world, "token_losses", recorded)
     monkeypatch.setattr(
         torch, "randperm", lambda n, generator: torch.arange(n)
     )  # clips in the order of the draws
