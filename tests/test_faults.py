@@ -19,6 +19,7 @@ from test_verify import needs_lean, row  # noqa: E402
 
 import lib.jsonl
 import lib.lean
+import lib.lean_file
 import lib.stream
 import verify  # noqa: E402
 
@@ -92,17 +93,17 @@ def fault_rows(count, faults, seed=0):
 def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
     """Lean killed, out of memory, flooding, hanging, now and again or every time: no row is lost, no verdict mixed up."""
     faults = {
-        "dies": 30,
-        "dies-once": 60,
-        "panics": 20,
-        "panics-once": 40,
-        "aborts": 10,
-        "aborts-once": 25,
-        "floods": 5,
-        "quits": 5,
-        "hangs": 4,
+        "dies": 15,
+        "dies-once": 30,
+        "panics": 10,
+        "panics-once": 20,
+        "aborts": 5,
+        "aborts-once": 12,
+        "floods": 3,
+        "quits": 3,
+        "hangs": 2,
     }
-    rows, expected = fault_rows(2000, faults)
+    rows, expected = fault_rows(1000, faults)
     lean = with_faults(lib.lean.find_lean(), tmp_path)
     assert (
         judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=8.0)
@@ -112,14 +113,17 @@ def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
 
 
 @needs_lean
-def test_a_runaway_proof_costs_its_time_limit_once(tmp_path):
+def test_a_runaway_proof_costs_its_time_limit_once(monkeypatch):
     """Real Lean in a real loop: `maxHeartbeats 0` and a tactic that never ends, between 14 healthy neighbours."""
     runaway = "\n  set_option maxHeartbeats 0 in\n  repeat' (intro h; revert h)"
     rows = [row("p → p", f"\n  intro h{n}\n  exact h{n}") for n in range(14)]
     rows.insert(5, row("p → p", runaway))
-    lean, start = lib.lean.find_lean(), time.time()
+    lean, ends, run_lean, start = lib.lean.find_lean(), [], lib.lean.run_lean, time.time()
+    monkeypatch.setattr(
+        lib.lean_file, "run_lean", lambda *words: ends.append(found := run_lean(*words)) or found
+    )
     assert judged(rows, lean, workers=1, timeout=3.0) == [PROVED] * 5 + [TIMEOUT] + [PROVED] * 9
-    assert 3 < time.time() - start < 9
+    assert time.time() - start > 3 and [trouble for _, trouble in ends].count("timeout") == 1
 
 
 @needs_lean
@@ -216,7 +220,7 @@ def test_killed_and_continued(how, tmp_path):
     keys = {"env": dict(os.environ, TMPDIR=str(temporary)), "stdout": subprocess.DEVNULL}
     command = (tmp_path / "rows", "--out", tmp_path / "out", "--verify-batch", 20, "--workers", 2)
     process = start(*command, **keys)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while (
         not any(path.stat().st_size > 3000 for path in tmp_path.glob("out.part-*")) and time.time() < deadline
     ):
@@ -225,7 +229,7 @@ def test_killed_and_continued(how, tmp_path):
     process.wait()
     assert not (tmp_path / "out").exists() and "Traceback" not in process.stderr.read()
     (part,) = tmp_path.glob("out.part-*")
-    deadline = time.time() + 15
+    deadline = time.time() + 60
     while (list(temporary.iterdir()) or str(temporary) in running()) and time.time() < deadline:
         time.sleep(0.05)
     assert not list(temporary.iterdir())
@@ -260,7 +264,7 @@ def test_no_folder_stays_when_nobody_listens(tmp_path):
     while not list(temporary.iterdir()):
         time.sleep(0.01)
     process.terminate()
-    process.wait(30)
+    process.wait(120)
     assert not list(temporary.iterdir())
 
 
@@ -309,7 +313,7 @@ def test_follow_verifies_while_the_samples_are_written(tmp_path):
     with open(tmp_path / "rows.part-4567", "w", encoding="utf-8") as file:
         file.write("".join(lines[:20]) + lines[20][:30])
         file.flush()
-        deadline = time.time() + 60
+        deadline = time.time() + 300
         while (
             time.time() < deadline
             and sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("out.part-*")) < 20

@@ -4,10 +4,10 @@ import copy
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -571,38 +571,37 @@ def test_a_run_writes_what_the_readme_says(whole_run):
     assert not os.path.exists(f"{out}/checkpoints/step_00002/trainer.pt")
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "eval_00000/samples.jsonl.part",
-        "eval_00000/samples.jsonl",
-        "step_00000/samples.jsonl",
-        "step_00001/verified.jsonl.part",
-        "step_00002/verified.jsonl",
-        "step_00003/advantages.jsonl",
-        "checkpoints/part",
-        "checkpoints/part/trainer.pt",
-        "eval_00004/samples.jsonl",
-    ],
-)
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole_run, val_file, moment):
-    out = tmp_path / "killed"
+MOMENTS = [
+    "eval_00000/samples.jsonl.part",
+    "eval_00000/samples.jsonl",
+    "step_00000/samples.jsonl",
+    "step_00001/verified.jsonl.part",
+    "step_00002/verified.jsonl",
+    "step_00003/advantages.jsonl",
+    "checkpoints/part",
+    "checkpoints/part/trainer.pt",
+    "eval_00004/samples.jsonl",
+]
+
+
+def kill(out, val_file, moment):
+    """Starts the run and kills it as soon as the file is there."""
     process = start(out, val_file)
     while not os.path.exists(f"{out}/{moment}") and process.poll() is None:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finish(start(out, val_file, "--resume"))
-    assert result(out) == result(whole_run[0])
-
-
-def test_half_written_lines_are_made_again(tmp_path, whole_run, val_file):
-    out = tmp_path / "cut"
-    process = start(out, val_file)
-    while not os.path.exists(f"{out}/step_00003/samples.jsonl") and process.poll() is None:
-        time.sleep(0.002)
     process.kill()
     process.communicate()
+
+
+def kill_and_resume(out, val_file, moment):
+    kill(out, val_file, moment)
+    finish(start(out, val_file, "--resume"))
+    return result(out)
+
+
+def cut_and_resume(out, val_file):
+    """Four files lose the end of their last line."""
+    kill(out, val_file, "step_00003/samples.jsonl")
     for name in (
         "step_00002/samples.jsonl",
         "step_00002/verified.jsonl",
@@ -612,7 +611,30 @@ def test_half_written_lines_are_made_again(tmp_path, whole_run, val_file):
         with open(f"{out}/{name}", "rb+") as file:
             file.truncate(os.path.getsize(file.name) - 20)
     finish(start(out, val_file, "--resume"))
-    assert result(out) == result(whole_run[0])
+    return result(out)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, whole_run, val_file):
+    """{how the run was broken off: a future of what the resumed run left}. One process leaves a core idle, so two at a time."""
+    folder = tmp_path_factory.mktemp("resumed")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {
+            moment: pool.submit(kill_and_resume, folder / str(k), val_file, moment)
+            for k, moment in enumerate(MOMENTS)
+        }
+        jobs["cut"] = pool.submit(cut_and_resume, folder / "cut", val_file)
+        yield jobs
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_resumes_to_the_same_bits(whole_run, resumed, moment):
+    assert resumed[moment].result() == result(whole_run[0])
+
+
+def test_half_written_lines_are_made_again(whole_run, resumed):
+    assert resumed["cut"].result() == result(whole_run[0])
 
 
 def test_the_stages_by_hand_give_the_advantages_and_the_update_of_train(tmp_path, whole_run):
@@ -642,13 +664,10 @@ def test_the_stages_by_hand_give_the_advantages_and_the_update_of_train(tmp_path
 
 
 def test_resume_refuses_other_settings_and_a_second_run_refuses_the_folder(whole_run, val_file):
-    out = whole_run[0]
-    for more, words in (
-        (["--resume", "--kl", "0.3"], ["--kl", "0.1", "0.3"]),
-        ([], ["already holds a run", "--resume"]),
-    ):
-        process = start(out, val_file, *more)
-        output = process.communicate(timeout=60)[0]
+    flags = ["--resume", "--kl", "0.3"], []
+    other, second = [start(whole_run[0], val_file, *more) for more in flags]  # at the same time
+    for process, words in ((other, ["--kl", "0.1", "0.3"]), (second, ["already holds a run", "--resume"])):
+        output = process.communicate(timeout=300)[0]
         assert process.returncode == 2 and all(word in output for word in words) and "Traceback" not in output
 
 
@@ -674,18 +693,24 @@ BAD = [
 ]
 
 
+def the_sentence(monkeypatch, capsys, *arguments):
+    """How train.py ends, run in this process, when it must end with one sentence."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and [line for line in lines if line.startswith("error: ")] == lines[-1:], lines
+    return lines[-1]
+
+
 @pytest.mark.parametrize("flags, word", BAD)
-def test_bad_flags_end_with_one_sentence(tmp_path, flags, word):
-    arguments = flags.split() if "--out" in flags else [*flags.split(), "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2, done.stderr
-    assert word in done.stderr and "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+def test_bad_flags_end_with_one_sentence(tmp_path, monkeypatch, capsys, flags, word):
+    out = [] if "--out" in flags else ["--out", tmp_path / "run"]
+    assert word in the_sentence(monkeypatch, capsys, *flags.split(), *out)
 
 
-def test_problem_files_that_are_bad(tmp_path):
+def test_problem_files_that_are_bad(tmp_path, monkeypatch, capsys):
     good = '{"id": "a", "statement": "theorem a (p : Prop) : p → p := by"}\n'
     for name, content, words in [
         ("broken", good + '{"id": "b", "st', ["line 2", "JSON"]),
@@ -696,15 +721,18 @@ def test_problem_files_that_are_bad(tmp_path):
     ]:
         path = tmp_path / f"{name}.jsonl"
         path.write_text(content, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "train.py", "--problems", str(path), "--out", str(tmp_path / "run")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 2 and all(word in done.stderr for word in [str(path), *words]), done.stderr
+        said = the_sentence(monkeypatch, capsys, "--problems", path, "--out", tmp_path / "run")
+        assert all(word in said for word in [str(path), *words]), said
         assert not os.path.exists(tmp_path / "run")
+
+
+@pytest.mark.parametrize("flags, word", [("--lr nan", "not a finite number"), ("--model toy", "toy")])
+def test_the_command_itself_ends_with_one_sentence(tmp_path, flags, word):
+    """What the cases above see in this process, seen from a shell: before torch is there, and after."""
+    command = [sys.executable, "train.py", *flags.split(), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
 
 
 def test_checkpoints_are_loaded_without_pickled_code(whole_run):
