@@ -480,13 +480,14 @@ def test_pickled_weights_are_not_loaded(tiny_model_dir, tmp_path, capsys):
     assert "cannot load" in (said := capsys.readouterr().err) and "safetensors" in said
 
 
-def test_what_a_file_says_does_not_reach_the_terminal_raw(tiny_model_dir, tmp_path):
+def test_what_a_file_says_does_not_reach_the_terminal_raw(tiny_model_dir, tmp_path, monkeypatch, capsys):
     row = json.dumps({"id": "\x1b[2J\u202e", "statement": "theorem t : p := by"})
     (tmp_path / "problems.jsonl").write_text(f"{row}\n{row}\n")
-    result = run("--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--num-samples", 2, "--out", tmp_path / "out.jsonl")
-    long = run("--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--limit", 1, "--max-new-tokens", 10**6,
-               "--num-samples", 2, "--out", tmp_path / "out.jsonl")
-    for said in (result.stderr, long.stderr):
+    words = "--model", tiny_model_dir, "--problems", tmp_path / "problems.jsonl", "--num-samples", 2, "--out", tmp_path / "out.jsonl"
+    capsys.readouterr()
+    for more in ([], ["--limit", 1, "--max-new-tokens", 10**6]):
+        assert call(monkeypatch, *words, *more) == 2
+        said = capsys.readouterr().err
         assert said.startswith("error: ") and said.strip().isprintable(), said
 
 

