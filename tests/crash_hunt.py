@@ -318,12 +318,12 @@ def kill_at(place, words, moment, rng, ranks):
                 [process.pid] if rng.random() < 0.5 else [process.pid, *family]
             )  # the others have to go by themselves
             process.wait()
-            where, deadline = stage(f"{place}/run", since), time.time() + 20
+            where, deadline = stage(f"{place}/run", since), time.time() + 60
             while left := [pid for pid in family if alive(pid)]:
                 if time.time() > deadline:
                     kill(left)
                     raise Difference(
-                        f"{len(left)} processes are left 20 seconds after the kill (stage {where})"
+                        f"{len(left)} processes are left 60 seconds after the kill (stage {where})"
                     )
                 time.sleep(0.01)
             return where

@@ -114,7 +114,7 @@ def five_updates(case, mode, dtype="float32"):
     return lib.ranks.full_state(model) | tensors, metrics
 
 
-def torchrun(count, *command, wait=True, limit=150):
+def torchrun(count, *command, wait=True, limit=600):
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     process = subprocess.Popen(
@@ -353,7 +353,7 @@ def alone_too(*command):
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         check=True,
-        timeout=100,
+        timeout=600,
         capture_output=True,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
     )
@@ -368,7 +368,7 @@ def runs(tmp_path_factory):
         2, "train.py", *TINY, "--out", folder / "two", "--steps", 2, wait=False
     )  # at the same time
     alone_too("train.py", *TINY, "--out", folder / "one", "--steps", 2)
-    output = together.communicate(timeout=150)[0]
+    output = together.communicate(timeout=600)[0]
     assert together.returncode == 0, output
     before = {name: list(read_jsonl(f"{folder}/{name}/metrics.jsonl")) for name in ("one", "two")}
     together = torchrun(
@@ -384,7 +384,7 @@ def runs(tmp_path_factory):
         wait=False,
     )
     alone_too("train.py", *TINY, "--out", folder / "two", "--steps", 3, "--resume")
-    resumed = together.communicate(timeout=150)[0]
+    resumed = together.communicate(timeout=600)[0]
     assert together.returncode == 0 and "resuming" in resumed, resumed
     return folder, before, output
 
@@ -445,8 +445,8 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
     pids = processes(process.pid)
     os.kill(pids[victim], signal.SIGKILL)
     start = time.time()
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode != 0 and time.time() - start < 25
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode != 0 and time.time() - start < 120
     assert "SIGKILL" in output and f"local_rank: {victim}" in output
     if victim:
         assert re.search(
@@ -458,7 +458,7 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
 
 def test_a_mistake_is_told_once(tmp_path):
     process = torchrun(2, "train.py", "--model", "toy", "--out", tmp_path / "run", wait=False)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode != 0 and output.count("error: ") == 1 and "toy is no model folder" in output
 
 

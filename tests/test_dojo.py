@@ -424,7 +424,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_dojo(stand_in, lean, tmp_pa
     timer.start()
     started = time.monotonic()
     verdicts = judge(keys, lean, 100, stop)
-    assert time.monotonic() - started < 20 and keys[1] not in verdicts
+    assert time.monotonic() - started < 60 and keys[1] not in verdicts
 
 
 @needs_lean
@@ -498,7 +498,7 @@ def test_no_process_outlives_the_one_that_started_it(stand_in, lean, tmp_path):
 from lib import dojo
 dojo.ask_dojos({{{theorem!r}: {{{key!r}: "( exact id -- hang\\n)"}}}}, 60, None)"""
     parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not stand_in("run") and time.monotonic() < deadline:
         time.sleep(0.05)
     child = int(stand_in("open")[0].split()[3])

@@ -142,7 +142,7 @@ def test_a_runaway_or_deadly_statement_is_the_problems_fault(tmp_path):
                 row("q → q", "\n  exact id"),
             ],
             lean,
-            timeout=2.0,
+            timeout=3.0,
             progress=False,
         )
         assert [one["verdict"] for one in out] == ["proved", "error", "error", "proved"] and words in out[1][
@@ -155,7 +155,7 @@ def test_a_lean_that_tells_nothing_until_its_end(tmp_path):
     """As before version 4.12: every proof is then judged alone, and its time limit is its own."""
     lean = with_faults(lib.lean.find_lean(), tmp_path)._replace(blind=True)
     rows, expected = fault_rows(12, {"dies": 1, "dies-once": 2, "hangs": 1})
-    assert judged(rows, lean, timeout=2.0) == expected
+    assert judged(rows, lean, timeout=3.0) == expected
 
 
 @needs_lean

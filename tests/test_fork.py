@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -57,21 +58,27 @@ def fork(tmp_path_factory):
         for kind, name, text in blocks:
             if name:
                 apply(folder, kind, name, text)
-    env = dict(os.environ, OMP_NUM_THREADS="1")
-    for blocks in sections().values():
-        for command in "".join(text for _, name, text in blocks if not name).splitlines():
+
+    def run(sections):
+        for command in "".join(
+            text for blocks in sections for _, name, text in blocks if not name
+        ).splitlines():
             words = command.split()
             assert words[0] == "python"
             small = SMALL.split() if words[1] == "train.py" else []
             done = subprocess.run(
                 [sys.executable, *words[1:], *small],
                 cwd=folder,
-                env=env,
+                env=dict(os.environ, OMP_NUM_THREADS="1"),
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=600,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    shaping, estimator, *others = sections().values()
+    with ThreadPoolExecutor(2) as pool:  # a core each; the estimator's command reads what the shaping's wrote
+        list(pool.map(run, [[shaping, estimator], others]))
     return folder
 
 

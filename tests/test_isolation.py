@@ -229,11 +229,11 @@ path = sys.argv[-1]
 while True:
     print(json.dumps(dict(severity="information", data="tag_1.", pos=dict(line=2), fileName=path)), flush=True)
     print('tag_1.', file=sys.stderr, flush=True)
-    time.sleep(0.05)
+    time.sleep(0.1)
 """)
     script.chmod(0o755)
     lean = lib.lean.Lean([], [str(script)], dict(os.environ), str(tmp_path), "", True, "", False, "")
-    messages, trouble = lib.lean.run_lean("x", lean, 1.0, [1, 2], "tag")
+    messages, trouble = lib.lean.run_lean("x", lean, 2.0, [1, 2], "tag")
     assert trouble == "timeout" and 10 < len(messages) < 60
 
 

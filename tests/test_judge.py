@@ -152,7 +152,7 @@ def test_ten_steps_of_training_on_sums(folder, tiny_model_dir):
         --verifier sums:judge --steps 10 --problems-per-step 4 --num-samples 8 --train-batch 16 --minibatch 16
         --max-new-tokens 2 --unlikeliness 0.25 --lr 1e-3 --device cpu"""
     command = [sys.executable, os.path.join(HERE, "train.py"), *flags.split(), "--lean", "no-such-lean"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     metrics = list(read_jsonl("run/metrics.jsonl"))
     rows = list(read_jsonl("run/step_00003/advantages.jsonl"))
