@@ -4,7 +4,7 @@
     python train.py --kl 0.02                               # GRPO-Default
     python train.py --advantages advantages.jsonl --out runs/by-hand    # one update on a file
     torchrun --nproc-per-node 8 train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --template deepseek \\
-        --engine vllm --dtype bfloat16 --gradient-checkpointing ...   # all ranks update; rank 0 does the rest
+        --engine vllm --dtype bfloat16 --gradient-checkpointing ...   # all processes update
 
 Reads: problems (id, statement).
 Writes to runs/NAME: step_00012/{problems,samples,verified,advantages}.jsonl, the files of the other stages;
@@ -34,7 +34,7 @@ import advantage
 import sample
 import verify
 from evaluate import compare
-from lib import build, checks, ranks, run
+from lib import build, checks, processes, run
 from lib.jsonl import tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
@@ -84,8 +84,8 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
     """PPO epochs over the rows of the buffer (paper, section 4.2). Returns means over everything it saw.
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number
-    of processes (the ranks of lib/ranks.py, no kin of the ranks of completions)."""
-    count, device = ranks.ranks()[1], device_of(model)  # count: of processes
+    of processes."""
+    count, device = processes.count(), device_of(model)
     rows = [dict(row) for row in rows]
     # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
@@ -108,8 +108,8 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
                 # Times the number of processes, because gradients are averaged over them.
                 (batch.weight * loss.sum() * count / tokens).backward()
                 sums += batch.weight * torch.stack([loss.detach().sum(), k3.detach().sum(), is_clipped.sum()])
-            ranks.average_gradients(model)
-            grad_norm = ranks.whole_tensor(
+            processes.average_gradients(model)
+            grad_norm = processes.whole_tensor(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
             ).item()
             if grad_norm <= args.grad_skip:  # False for NaN too: such a step is skipped, as in the release
@@ -119,7 +119,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
             optimizer.zero_grad()
             grad_norms.append(grad_norm)
             tokens_seen += tokens
-    means = (ranks.sum_over_ranks(sums.cpu()) / tokens_seen).tolist()
+    means = (processes.sum_over_processes(sums.cpu()) / tokens_seen).tolist()
     gaps = [(row["old_logprobs"].cpu() - torch.tensor(row["logprobs"])).abs().max().item() for row in rows]
     return dict(zip(("loss", "kl", "clip_fraction"), means)) | {
         "grad_norm": float(np.max(grad_norms)),
@@ -134,7 +134,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
 
 
 class Prover(NamedTuple):
-    """What rank 0 collects completions with."""
+    """What the main process collects completions with."""
 
     model: Any = None  # the sampler's weights; the trained model itself unless it is sharded
     tokenizer: Any = None
@@ -240,7 +240,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
 
 
 class Prepared(NamedTuple):
-    """What rank 0 begins with; the other ranks have an empty one, and get the last two by broadcast."""
+    """What the main process begins with; the others have an empty one, and get the last two by broadcast."""
 
     prover: Prover = Prover()
     problems: list = []  # with --advantages, its rows
@@ -251,7 +251,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(args: Namespace) -> Prepared:
-    """On rank 0: whatever can be wrong with the input is found before anything is computed."""
+    """In the main process: whatever can be wrong with the input is found before anything is computed."""
     held_out, verifier = [], None
     if args.advantages:
         problems = run.read_advantages(args)
@@ -277,25 +277,25 @@ def prepare(args: Namespace) -> Prepared:
 
 
 def main() -> None:
-    broadcast = ranks.start_ranks()  # rank 0 samples, verifies, writes and prints; all ranks update
-    on_rank_0 = ranks.ranks()[0] == 0
-    args = broadcast(parse_args() if on_rank_0 else None)
-    prover, problems, held_out, record, *start_from = prepare(args) if on_rank_0 else Prepared()
+    broadcast = processes.connect()  # the main one samples, verifies, writes and prints; all of them update
+    is_main = processes.is_main()
+    args = broadcast(parse_args() if is_main else None)
+    prover, problems, held_out, record, *start_from = prepare(args) if is_main else Prepared()
     checkpoint, longest = broadcast(start_from)
     model, reference, optimizer = build.build(args, checkpoint, prover.model, longest)
     first, buffer = run.load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
     last = first + 1 if args.advantages else args.steps
     if first > last:
         fail(f"{args.out} already has {first} steps; give --steps {first} or more")
-    if on_rank_0:
+    if is_main:
         history = read_metrics(args, first)
         log = open_tracker(args, record["run_id"])
         write_jsonl(f"{args.out}/args.json", [record])
         report = start_report(args, log, history)
         collect_held_out(prover, held_out, first, args)
 
-    for step in tqdm(range(first, last), "training", last, initial=first, disable=not on_rank_0):
-        if on_rank_0:
+    for step in tqdm(range(first, last), "training", last, initial=first, disable=not is_main):
+        if is_main:
             if args.advantages:
                 rows, seconds = problems, {}
             else:
@@ -309,21 +309,21 @@ def main() -> None:
             stats = update(model, reference, optimizer, ready, args, step)
             build.sync_sampler(prover.model, prover.engines, model, args)
             buffer = []
-        if on_rank_0:
+        if is_main:
             report(step_metrics(step, rows) | stats | seconds | {"seconds_update": time.time() - start})
         if (step + 1) % args.save_every == 0 or step + 1 == last:
             run.save_checkpoint(model, prover.tokenizer, optimizer, step + 1, buffer, args)
-        if on_rank_0:
+        if is_main:
             collect_held_out(prover, held_out, step + 1, args)
 
-    broadcast(None)  # the others wait for rank 0's last evaluation; then rank 0 goes on alone
-    ranks.end_ranks()
-    if on_rank_0:
+    broadcast(None)  # the others wait for the main process's last evaluation; then it goes on alone
+    processes.disconnect()
+    if is_main:
         print(f"Model: {args.out}/checkpoints/step_{last:05d}")
-    if on_rank_0 and not args.advantages:
+    if is_main and not args.advantages:
         name = os.path.basename(os.path.normpath(args.out))
         compare({name: args.out}, f"{args.out}/figures/story.png", args, args.stored_curve)
 
 
 if __name__ == "__main__":
-    ranks.end_in_a_sentence(main)
+    processes.end_in_a_sentence(main)

@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import lib.decode  # noqa: E402
 import train  # noqa: E402
+from lib import processes  # noqa: E402
 from lib.build import compute_in_copy  # noqa: E402
 from lib.logprobs import (  # noqa: E402  # noqa: E402
     completion_logprobs,
@@ -38,7 +39,7 @@ from lib.logprobs import (  # noqa: E402  # noqa: E402
     token_logprobs,
 )
 from lib.model import float32_head  # noqa: E402
-from lib.ranks import ranks, shard, start_ranks, wrap_blocks  # noqa: E402
+from lib.processes import shard, wrap_blocks  # noqa: E402
 
 VARIANTS = ["autocast", "copy", "copy+compile"]
 
@@ -218,7 +219,7 @@ def row_of(args, layers, variant, again, profiles):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model, optimizer = build(args, layers, variant, again)
-    rows, count = random_rows(args), ranks()[1]
+    rows, count = random_rows(args), processes.count()
     casts = variant == "autocast" and args.dtype == "bfloat16" and not torch.distributed.is_initialized()
     with torch.autocast(args.device, torch.bfloat16, enabled=casts):
         seconds, forward, first = bench_update(model, optimizer, rows, args)
@@ -243,9 +244,9 @@ def row_of(args, layers, variant, again, profiles):
 def main():
     args = parse()
     torch.compile = functools.partial(torch.compile, backend=args.backend)
-    start_ranks()
+    processes.connect()
     place = torch.cuda.get_device_name() if args.device == "cuda" else "the CPU"
-    print(f"{ranks()[1]} process(es) on {place}, {args.dtype}, width {args.hidden}\n")
+    print(f"{processes.count()} process(es) on {place}, {args.dtype}, width {args.hidden}\n")
     print(
         "| variant | computed again | billion weights | first, s | update, s | tokens/s | TFLOP/s | MFU | "
         "of old log-probs | of forward and backward | GiB |\n|---|---|---|---|---|---|---|---|---|---|---|"

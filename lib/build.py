@@ -11,7 +11,7 @@ from lib.checks import check_logprobs, check_sampler
 from lib.cli import number
 from lib.logprobs import takes_trees, target_logprobs
 from lib.model import load_model
-from lib.ranks import full_state, shard, wrap_blocks
+from lib.processes import full_state, shard, wrap_blocks
 from lib.vllm_engine import sync_weights
 
 
@@ -33,16 +33,16 @@ def is_sharded(args: argparse.Namespace) -> bool:
 
 
 def load_sampler(args: argparse.Namespace, path: str, weights: bool) -> tuple[Any, Any]:
-    """(model, tokenizer) that rank 0 samples with: the model that computes the update too or, if that is
-    sharded, a whole copy, without weights if vLLM has them."""
+    """(model, tokenizer) that the main process samples with: the model that computes the update too or, if
+    that is sharded, a whole copy, without weights if vLLM has them."""
     return load_model(path, args.dtype, args.device, weights=weights or not is_sharded(args))
 
 
 def build(
     args: argparse.Namespace, checkpoint: str | None, sampler: Any, longest: int | None
 ) -> tuple[Any, Any, Any]:
-    """(model, reference, optimizer) on this rank; sampler: rank 0's, None elsewhere. longest: tokens of the
-    longest prompt and completion to come. The model's weights are float32 in any case."""
+    """(model, reference, optimizer) of this process; sampler: the main process's, None elsewhere. longest:
+    tokens of the longest prompt and completion to come. The model's weights are float32 in any case."""
     sharded = is_sharded(args)
 
     def load(path, dtype):
@@ -98,7 +98,7 @@ def compute_in_copy(model: Any, copy: Any, optimizer: torch.optim.Optimizer) -> 
 
 
 def sync_sampler(sampler: Any, engines: list, model: Any, args: argparse.Namespace) -> None:
-    """Gives the sampler the updated weights. All ranks call it, since sharded weights are gathered."""
+    """Gives the sampler the updated weights. All processes call it, since sharded weights are gathered."""
     weights = full_state(model) if is_sharded(args) else None
     if engines:
         sync_weights(engines, model, args.dtype, weights)

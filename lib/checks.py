@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from lib import processes
 from lib.cli import cause, fail
 from lib.decode import sample_batch
 from lib.logprobs import device_of, make_batch, token_logprobs
 from lib.model import position_limit, vocabulary_size
-from lib.ranks import ranks
 
 PROOF = "\n  apply h1\n  exact h1"
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "index_topk")
@@ -155,8 +155,8 @@ def check_length(model: Any, longest: int | None) -> None:
 
 
 def refuse(model: Any, why: str) -> NoReturn:
-    """Every rank comes to the same end; rank 0 says it."""
-    if ranks()[0] > 0:
+    """Every process comes to the same end; the main one says it."""
+    if not processes.is_main():
         sys.exit(2)
     fail(f"this {model.config.model_type} model ({type(model).__name__}) {why}")
 

@@ -87,7 +87,7 @@ def die_with_parent() -> None:
 
 
 def die_with_torchrun() -> None:
-    """No rank outlives torchrun: it would go on writing into the folder of the run that is resumed."""
+    """No process outlives torchrun: it would go on writing into the folder of the run that is resumed."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
 

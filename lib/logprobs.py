@@ -13,7 +13,7 @@ Completions of one prompt often begin alike. A tree computes every shared beginn
 
 A node attends to its ancestors and itself only, and its position is the number of its ancestors, so each
 completion is computed as in a sequence of its own. EOS is never a node: nothing comes after it. A batch holds
-several trees, padded to the longest; micro-batches are shared out among the ranks.
+several trees, padded to the longest; micro-batches are shared out among the processes.
 """
 
 import copy
@@ -28,8 +28,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
+from lib import processes
 from lib.model import vocabulary_size
-from lib.ranks import ranks
 
 LOGITS_AT_ONCE = 2**26  # float32 logits in memory at a time: 0.27 GB
 DUMMY_ROW = dict(
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # [D] ... and the token whose log-probability is asked for there
     expand: torch.Tensor  # [N] which of the D each completion token is
     rows: list[int]  # whose completion tokens these are
-    weight: float  # of its loss: 0 for the dummy batch of an idle rank
+    weight: float  # of its loss: 0 for the dummy batch of an idle process
     advantages: Any = None  # [N]
     old_logprobs: Any = None  # [N]
     ref_logprobs: Any = None  # [N], or None without a KL term
@@ -96,36 +96,35 @@ def group_into_trees(
     return trees
 
 
-def micro_batches_per_rank(
+def micro_batches_per_process(
     rows: list[dict], token_budget: int, count: int, width: float = math.inf
 ) -> list[list[list[list[int]]]]:
-    """The micro-batches of each of `count` ranks: lists of trees, which are lists of row indices.
+    """The micro-batches of each of `count` processes: lists of trees, which are lists of row indices.
 
-    Ranks get about equally many tokens. A micro-batch holds trees of similar size (at least 0.8 of its
+    Processes get about equally many tokens. A micro-batch holds trees of similar size (at least 0.8 of its
     longest) and at most token_budget padded nodes, unless it is a single tree. Padded with empty batches so
-    that every rank runs the same number of forward passes.
+    that every process runs the same number of forward passes.
     """
-    ranks_batches: list[list[list[list[int]]]] = [[] for _ in range(count)]
-    longest = [0] * count  # of each rank's last micro-batch
+    dealt: list[list[list[list[int]]]] = [[] for _ in range(count)]
+    longest = [0] * count  # of each process's last micro-batch
     load = [0] * count
     for members, size in sorted(group_into_trees(rows, token_budget, width), key=lambda tree: -tree[1]):
-        rank = load.index(min(load))
-        batches = ranks_batches[rank]
-        full = batches and (len(batches[-1]) + 1) * longest[rank] > token_budget
-        if not batches or full or size < 0.8 * longest[rank]:
+        process = load.index(min(load))
+        batches = dealt[process]
+        full = batches and (len(batches[-1]) + 1) * longest[process] > token_budget
+        if not batches or full or size < 0.8 * longest[process]:
             batches.append([])
-            longest[rank] = size
+            longest[process] = size
         batches[-1].append(members)
-        load[rank] += size
-    most = max(map(len, ranks_batches))
-    return [batches + [[]] * (most - len(batches)) for batches in ranks_batches]
+        load[process] += size
+    most = max(map(len, dealt))
+    return [batches + [[]] * (most - len(batches)) for batches in dealt]
 
 
 def own_micro_batches(model: Any, rows: list[dict], token_budget: int) -> list[list[list[int]]]:
-    """The micro-batches of this rank, of trees or of plain rows as the model needs."""
-    rank, count = ranks()
+    """The micro-batches of this process, of trees or of plain rows as the model needs."""
     width = model.get_output_embeddings().weight.shape[1] if takes_trees(model) else 0
-    return micro_batches_per_rank(rows, token_budget, count, width)[rank]
+    return micro_batches_per_process(rows, token_budget, processes.count(), width)[processes.index()]
 
 
 def prefix_tree(
@@ -154,7 +153,7 @@ def make_batch(
 ) -> Batch:
     """A batch of these trees, lists of row indices. Rows may carry advantage, old_logprobs, ref_logprobs.
 
-    Without trees it is the dummy batch of an idle rank: FSDP needs its forward pass; its weight is 0."""
+    Without trees it is the dummy batch of an idle process: FSDP needs its forward pass; its weight is 0."""
     if not trees:
         rows, trees, weight = [DUMMY_ROW], [[0]], 0.0
     built = [prefix_tree(rows[t[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in t]) for t in trees]
@@ -283,10 +282,9 @@ def completion_logprobs(
     temperature: float = 1.0,
     micro_batch_tokens: int = 16384,
 ) -> Sequence[torch.Tensor]:
-    """Tensors [T], one per row: the log-probabilities of its completion_ids. The ranks share the work."""
+    """Tensors [T], one per row: the log-probabilities of its completion_ids. The processes share the work."""
     if not rows:
         return []
-    rank, count = ranks()
     device = device_of(model)
     lengths = [len(row["completion_ids"]) for row in rows]
     together = torch.zeros(sum(lengths), device=device)
@@ -296,6 +294,6 @@ def completion_logprobs(
         logprobs = token_logprobs(model, batch, temperature)
         for i, row_logprobs in zip(batch.rows, logprobs.split([lengths[i] for i in batch.rows] or 1)):
             result[i].copy_(row_logprobs)
-    if count > 1:  # each number comes from one rank, the others add 0: the same bits everywhere
+    if processes.count() > 1:  # each number comes from one process, others add 0: the same bits everywhere
         dist.all_reduce(together)
     return result

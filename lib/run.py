@@ -18,10 +18,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from transformers.utils import logging
 
+from lib import processes
 from lib.cli import cause, fail, number
 from lib.jsonl import cannot_write, read_verified
 from lib.model import save_tokenizer
-from lib.ranks import full_state, ranks
+from lib.processes import full_state
 
 FORMAT = 2  # of args.json and trainer.pt
 # Settings that a resumed run may change. Files are compared by their content.
@@ -197,8 +198,8 @@ def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        if ranks()[0] > 0:
-            sys.exit(2)  # rank 0 is told, and prints the sentence
+        if not processes.is_main():
+            sys.exit(2)  # the main process is told, and prints the sentence
         if isinstance(error, dcp.CheckpointException):
             error = next(iter(error.failures.values()))[0]
         cannot_write(path, error)
@@ -209,26 +210,25 @@ def save_checkpoint(
 ) -> None:
     """Writes OUT/checkpoints/step_00010: a Hugging Face folder, trainer.pt, and Adam's moments in optimizer/.
 
-    The folder gets its name when it is complete. Every rank writes its part of the moments. Older checkpoints
-    lose trainer.pt and optimizer/, which are twice the size of the weights."""
+    The folder gets its name when it is complete. Each process writes its part of the moments. Older
+    checkpoints lose trainer.pt and optimizer/, which are twice the size of the weights."""
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # true of a single process
-    rank, count = ranks()
     folder = f"{args.out}/checkpoints"
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
     weights, tensors = full_state(model), moments(model, optimizer)
-    if rank == 0:
+    if processes.is_main():
         with writing(part):
             shutil.rmtree(part, ignore_errors=True)
             os.makedirs(part)
             model.save_pretrained(part, state_dict=weights)
             save_tokenizer(tokenizer, part)
-    if count > 1:
-        dist.all_reduce(torch.zeros(1))  # wait until rank 0 has made the folder
+    if processes.count() > 1:
+        dist.all_reduce(torch.zeros(1))  # wait until the main process has made the folder
     with writing(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
         writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
-    if rank > 0:
+    if not processes.is_main():
         return
     adam_steps = int(next(iter(optimizer.state.values()))["step"])
     state = {"format": FORMAT, "steps": steps, "adam_steps": adam_steps, "buffer": buffer}

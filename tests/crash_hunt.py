@@ -168,17 +168,17 @@ class Fork:
             return file.read() or "", None
 
 
-def start(place, words, moment=None, ranks=1, fork=True):
+def start(place, words, moment=None, count=1, fork=True):
     """A stage as a process whose working folder is `place` and whose TMPDIR is place.tmp."""
     os.makedirs(f"{place}.tmp", exist_ok=True)
     env = dict(os.environ, OMP_NUM_THREADS="1", TMPDIR=f"{place}.tmp")
     words = [os.path.join(ROOT, words[0]), *words[1:]]
-    if ranks == 1 and fork:
+    if count == 1 and fork:
         return Fork(place, env, words, moment or {})
     if moment:
         env["MOMENT"], words = json.dumps(moment), [os.path.abspath(__file__), *words]
     launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     )
     return subprocess.Popen(
         [sys.executable, *launcher, *words],
@@ -302,12 +302,12 @@ def draw(rng, kind, done, whole, place):
     return waits[kind]
 
 
-def kill_at(place, words, moment, rng, ranks):
+def kill_at(place, words, moment, rng, count):
     """Starts the run, kills it at the moment, and says in which stage that was; None where it came to its end before."""
     since, came = time.time_ns(), None
     with contextlib.suppress(FileNotFoundError):
         os.remove(f"{place}.here")
-    process = start(place, words, moment if "marker" in moment else None, ranks)
+    process = start(place, words, moment if "marker" in moment else None, count)
     awaited = moment.get("marker") or moment.get("appears") and f"{place}/run/{moment['appears']}"
     while process.poll() is None:
         if came is None and (not awaited or changed(awaited, since)):
@@ -395,7 +395,7 @@ def compare(place, reference, name="run"):
         raise Difference(f"left in the folder for temporary files: {sorted(left)[:5]}")
 
 
-def whole_run(place, ranks):
+def whole_run(place, count):
     """The reference; returns how long it took from args.json on, how long to there, and the changes it made in its folder."""
     os.makedirs(place)
     began = time.time()
@@ -403,7 +403,7 @@ def whole_run(place, ranks):
         place,
         ["train.py", *RUN],
         {"pattern": "", "count": 0, "log": f"{place}.operations"},
-        ranks=ranks,
+        count=count,
         fork=False,
     )
     if code:
@@ -417,13 +417,13 @@ def whole_run(place, ranks):
         }
 
 
-def hunt(work, kills, ranks, rng, bar, done):
+def hunt(work, kills, count, rng, bar, done):
     """The kills; done: {"kills": by stage, "resumes": .., "runs": ..}."""
-    reference = f"{work}/reference-{ranks}"
-    whole, kinds, stages = whole_run(reference, ranks), [], done["kills"]
+    reference = f"{work}/reference-{count}"
+    whole, kinds, stages = whole_run(reference, count), [], done["kills"]
     while stages.total() < kills:
         done["runs"] += 1
-        place, told = f"{work}/run-{ranks}-{done['runs']}", []
+        place, told = f"{work}/run-{count}-{done['runs']}", []
         os.makedirs(place)
         try:
             for number in range(min(rng.choice([1, 1, 1, 2, 2, 3]), kills - stages.total())):
@@ -435,13 +435,13 @@ def hunt(work, kills, ranks, rng, bar, done):
                 kind = kinds.pop() if saved < STEPS else "start"
                 moment = draw(rng, kind, saved, whole, place)
                 told.append(moment)
-                where = kill_at(place, ["train.py", *RUN, *["--resume"] * (number > 0)], moment, rng, ranks)
+                where = kill_at(place, ["train.py", *RUN, *["--resume"] * (number > 0)], moment, rng, count)
                 done["resumes"] += number > 0
                 if not where:
                     break
                 stages[where] += 1
                 bar.update()
-            code, said = finish(place, ["train.py", *RUN, "--resume"], ranks=ranks)
+            code, said = finish(place, ["train.py", *RUN, "--resume"], count=count)
             done["resumes"] += 1
             if code:
                 raise Difference(f"the resumed run failed: {said[-2000:]}")
@@ -455,10 +455,10 @@ def hunt(work, kills, ranks, rng, bar, done):
 # ---- no room, no right ----
 
 
-def sentence(code, said, words, ranks=1):
+def sentence(code, said, words, count=1):
     """The one sentence that a stage has to end with; it names a file and what to do."""
     found = re.findall(r"error: .*", said)  # it may follow a progress bar
-    if ranks == 1 and (code != 2 or len(found) != 1 or "Traceback" in said) or not code or not found:
+    if count == 1 and (code != 2 or len(found) != 1 or "Traceback" in said) or not code or not found:
         raise Difference(f"exit code {code}, {len(found)} sentences: {said[-3000:]}")
     if missing := [word for word in words if not re.search(word, found[0])]:
         raise Difference(f"no word of {missing} in: {found[0]}")
@@ -484,7 +484,7 @@ def full_disks(work, cases, rng, bar):
         if not line.startswith(("os.remove", "os.rmdir"))
     ]
     for case in range(cases):
-        way, ranks, words, limit, moment = ways[case % len(ways)], 1, ["train.py", *RUN], None, None
+        way, count, words, limit, moment = ways[case % len(ways)], 1, ["train.py", *RUN], None, None
         place = f"{work}/disk-{case}"
         os.makedirs(place)
         kib = int(2 ** rng.uniform(3, 14.2))  # 8 KiB to 19 MiB
@@ -492,7 +492,7 @@ def full_disks(work, cases, rng, bar):
             if not os.path.isdir(f"{work}/reference-2"):
                 way = "disk"
             else:
-                ranks = 2
+                count = 2
         if way in ("disk", "two") and os.environ.get(MOUNTS):
             mounted(place, kib)
             shutil.copy(f"{work}/val.jsonl", place)
@@ -513,18 +513,18 @@ def full_disks(work, cases, rng, bar):
             os.makedirs(f"{place}/run/figures")
             os.symlink("/dev/full", f"{place}/run/figures/{rng.choice(['story.png', 'story.csv'])}")
         try:
-            code, said = finish(place, words, moment, ranks=ranks)
+            code, said = finish(place, words, moment, count=count)
             if code:
-                told[way, sentence(code, said, ["run/|verdicts", "room", "--resume|--verdicts"], ranks)] += 1
+                told[way, sentence(code, said, ["run/|verdicts", "room", "--resume|--verdicts"], count)] += 1
             if way in ("disk", "two", "verdicts"):
                 mounted(place if way != "verdicts" else f"{place}.kept", 65536)
             for path in glob.glob(f"{place}/run/figures/*"):
                 if os.path.islink(path):
                     os.remove(path)
-            code, said = finish(place, [*words, "--resume"], ranks=ranks)
+            code, said = finish(place, [*words, "--resume"], count=count)
             if code:
                 raise Difference(f"with room again it failed: {said[-2000:]}")
-            compare(place, f"{work}/reference-{ranks}")
+            compare(place, f"{work}/reference-{count}")
         except Difference as error:
             raise Difference(f"{place}, {way}, {kib} KiB, {moment}: {error}") from None
         bar.update()
@@ -676,12 +676,12 @@ def main():
     ):
         out.writelines(file.readlines()[:6])
     begun, told = time.time(), Counter()
-    table = {ranks: {"kills": Counter(), "resumes": 0, "runs": 0} for ranks in (1, 2)}
+    table = {count: {"kills": Counter(), "resumes": 0, "runs": 0} for count in (1, 2)}
     try:
         with tqdm(total=args.kills + args.two + args.disk, unit="case", mininterval=5) as bar:
-            for ranks, kills in ((1, args.kills), (2, args.two)):
-                if kills or ranks == 1 and (args.disk or args.stages):
-                    hunt(work, kills, ranks, random.Random(f"{args.seed} {ranks}"), bar, table[ranks])
+            for count, kills in ((1, args.kills), (2, args.two)):
+                if kills or count == 1 and (args.disk or args.stages):
+                    hunt(work, kills, count, random.Random(f"{args.seed} {count}"), bar, table[count])
             if args.disk:
                 told += full_disks(work, args.disk, random.Random(f"{args.seed} disk"), bar)
             if args.stages:
@@ -699,7 +699,7 @@ def main():
     for name in ("kills", "resumes", "runs"):
         print(
             "| {:16} | {:9} | {:11} |".format(
-                name, *(n.total() if isinstance(n := table[ranks][name], Counter) else n for ranks in (1, 2))
+                name, *(n.total() if isinstance(n := table[count][name], Counter) else n for count in (1, 2))
             )
         )
     for (way, words), count in sorted(told.items()):

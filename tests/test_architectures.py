@@ -18,7 +18,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from conftest import lean_tokenizer  # noqa: E402
 
 from lib.checks import check_logprobs, check_sampler
-from lib.logprobs import completion_logprobs, make_batch, micro_batches_per_rank, takes_trees, token_logprobs
+from lib.logprobs import (
+    completion_logprobs,
+    make_batch,
+    micro_batches_per_process,
+    takes_trees,
+    token_logprobs,
+)
 from lib.model import load_model
 from sample import options, sample_rows
 
@@ -179,7 +185,7 @@ def of_trainer(name, model):
     rows = make_rows()
     found = completion_logprobs(model, rows, micro_batch_tokens=64)
     weight = torch.randn(sum(map(len, found)), generator=torch.Generator().manual_seed(2))
-    [trees] = micro_batches_per_rank(rows, 10**6, 1, math.inf if takes_trees(model) else 0)
+    [trees] = micro_batches_per_process(rows, 10**6, 1, math.inf if takes_trees(model) else 0)
     loss, order = 0, []
     for batch in (make_batch(rows, one) for one in trees):
         order += batch.rows

@@ -14,7 +14,7 @@ from lib.checks import check_sampler
 from lib.decode import sample_batch
 from lib.logprobs import completion_logprobs, own_micro_batches, token_logprobs
 from lib.model import load_model
-from lib.ranks import wrap_blocks
+from lib.processes import wrap_blocks
 
 
 def gradients_of(model, rows):
@@ -154,7 +154,7 @@ def test_a_skipped_step_leaves_model_and_copy_alone():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("samples", [True, False])
 def test_build_trains_float32_weights_and_samples_with_what_computes(dtype, samples):
-    """samples: on rank 0; the others of --shard none build without a sampler."""
+    """samples: in the main process; the others of --shard none build without a sampler."""
     args = train.parse_args(f"--dtype {dtype} --kl 0.1 --lr 1e-3 --max-new-tokens 20".split())
     sampler = load_sampler(args, BASE, weights=True)[0] if samples else None
     model, reference, optimizer = build(args, None, sampler, 100)

@@ -197,12 +197,12 @@ def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
 
 
 @linux
-def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
+def test_no_process_goes_on_where_torchrun_was_killed(tmp_path):
     """It would write into the folder of the run that is resumed."""
-    script = tmp_path / "rank.py"
+    script = tmp_path / "process.py"
     script.write_text(
-        f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom lib.ranks import start_ranks\nstart_ranks()\n"
-        f"open({str(tmp_path)!r} + '/rank-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n",
+        f"import os, sys, time\nsys.path.insert(0, {ROOT!r})\nfrom lib import processes\nprocesses.connect()\n"
+        f"open({str(tmp_path)!r} + '/process-' + str(os.getpid()), 'w').close()\ntime.sleep(300)\n",
         encoding="utf-8",
     )
     process = subprocess.Popen(
@@ -213,7 +213,8 @@ def test_no_rank_goes_on_where_torchrun_was_killed(tmp_path):
     )
     deadline = time.time() + 300
     while (
-        len(pids := [int(path.name[5:]) for path in tmp_path.glob("rank-*")]) < 2 and time.time() < deadline
+        len(pids := [int(path.name[8:]) for path in tmp_path.glob("process-*")]) < 2
+        and time.time() < deadline
     ):
         time.sleep(0.05)
     process.kill()

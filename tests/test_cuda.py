@@ -31,7 +31,7 @@ from lib.checks import check_logprobs, check_sampler
 from lib.jsonl import read_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, target_logprobs
 from lib.model import load_model, pick_device
-from lib.ranks import shard, start_ranks, whole_tensor, wrap_blocks
+from lib.processes import connect, shard, whole_tensor, wrap_blocks
 from lib.samples import score
 
 BASE = f"{ROOT}/toy/base"
@@ -157,7 +157,7 @@ def fsdp_in_one_process_changes_nothing(device):
     expected = updated(copy.deepcopy(model), rows, args)
     with tempfile.TemporaryDirectory() as folder:
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{folder}/ranks", rank=0, world_size=1)
+        dist.init_process_group(backend, init_method=f"file://{folder}/processes", rank=0, world_size=1)
         try:
             metrics, gradients, weights = updated(shard(model, target_logprobs, args), rows, args)
         finally:
@@ -285,7 +285,7 @@ def test_nothing_takes_a_gpu_by_itself(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_share_a_gpu_if_there_are_too_few(monkeypatch, rank):
+def test_processes_share_a_gpu_if_there_are_too_few(monkeypatch, rank):
     taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -295,9 +295,9 @@ def test_ranks_share_a_gpu_if_there_are_too_few(monkeypatch, rank):
     monkeypatch.setattr(dist, "new_group", lambda **more: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr("signal.signal", lambda *args: None)
-    monkeypatch.setattr("lib.ranks.die_with_torchrun", lambda: None)
+    monkeypatch.setattr("lib.processes.die_with_torchrun", lambda: None)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
-    start_ranks()
+    connect()
     assert taken == [0]
 
 

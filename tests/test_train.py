@@ -233,7 +233,7 @@ def test_a_row_joins_a_tree_only_where_that_saves_more_than_attention_costs():
     for width, trees in ((0, 2), (8, 2), (9, 1), (math.inf, 1)):
         found = lib.logprobs.group_into_trees(rows, 1000, width)
         assert [size for _, size in found] == ([10, 10] if trees == 2 else [16])
-        assert lib.logprobs.micro_batches_per_rank(rows, 1000, 1, width)[0][0] == [
+        assert lib.logprobs.micro_batches_per_process(rows, 1000, 1, width)[0][0] == [
             members for members, _ in found
         ]
 
@@ -241,7 +241,7 @@ def test_a_row_joins_a_tree_only_where_that_saves_more_than_attention_costs():
 def test_the_width_is_the_models(model, monkeypatch):
     widths = []
     monkeypatch.setattr(
-        lib.logprobs, "micro_batches_per_rank", lambda *args: widths.append(args[3]) or [[[]]]
+        lib.logprobs, "micro_batches_per_process", lambda *args: widths.append(args[3]) or [[[]]]
     )
     lib.logprobs.own_micro_batches(model, [], 1)
     model.takes_trees = False

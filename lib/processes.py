@@ -1,6 +1,6 @@
-"""The processes that torchrun starts: rank 0 does all input and output, all ranks share the update (FSDP2).
+"""The processes that torchrun starts: the main one does all input and output, all share the update (FSDP2).
 
-Unused without torchrun: then rank is 0 of 1, and broadcast returns what it is given.
+Unused without torchrun: then there is the main process alone, and broadcast returns what it is given.
 """
 
 import datetime
@@ -19,16 +19,25 @@ from torch.utils.checkpoint import checkpoint
 from lib.cli import cause, die_with_torchrun, fail
 
 
-def ranks() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def index() -> int:
+    """The number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def start_ranks() -> Callable:
-    """Joins the processes of torchrun. Returns broadcast(value), which gives every rank the value of rank 0.
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
-    The others wait in a broadcast while rank 0 samples, for days if need be. Any other exchange has to end
-    within half an hour."""
+
+def is_main() -> bool:
+    return index() == 0
+
+
+def connect() -> Callable:
+    """Joins torchrun's processes. Returns broadcast(value), which gives all of them the main one's value.
+
+    The others wait in a broadcast while the main process samples, for days if need be. Any other exchange has
+    to end within half an hour."""
     if not dist.is_torchelastic_launched():
         return lambda value: value
     die_with_torchrun()
@@ -37,8 +46,8 @@ def start_ranks() -> Callable:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30))
     patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=14))
-    if dist.get_rank() == 0:
-        # torchrun sends SIGTERM when another rank has died: stop Lean and say so, as at Ctrl-C.
+    if is_main():
+        # torchrun sends SIGTERM when another process has died: stop Lean and say so, as at Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     else:
         sys.stdout = open(os.devnull, "w")
@@ -48,25 +57,25 @@ def start_ranks() -> Callable:
         try:
             dist.broadcast_object_list(box, src=0, group=patient)
         except RuntimeError:
-            sys.exit(1)  # rank 0 is gone and has said why
+            sys.exit(1)  # the main process is gone and has said why
         return box[0]
 
     return broadcast
 
 
-def end_ranks() -> None:
+def disconnect() -> None:
     """From here on, every process is on its own."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def end_in_a_sentence(main: Callable) -> None:
-    """Runs main. Ctrl-C, a full disk or a rank that died end with one sentence instead of a traceback."""
+    """Runs main. Ctrl-C, a full disk or a process that died end with one sentence instead of a traceback."""
     try:
         main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it once more
-        if ranks()[0] == 0:
+        if is_main():
             print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
@@ -75,23 +84,22 @@ def end_in_a_sentence(main: Callable) -> None:
         if not dist.is_initialized():
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        message = f"rank {ranks()[0]} failed ({cause(error)}); the same command with --resume continues"
+        message = f"process {index()} failed ({cause(error)}); the same command with --resume continues"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
 
 
 def average_gradients(model: Any) -> None:
-    """Averages the gradients over the ranks, where FSDP has not done so in backward."""
-    _, count = ranks()
-    if count == 1:
+    """Averages the gradients over the processes, where FSDP has not done so in backward."""
+    if count() == 1:
         return
     for weight in model.parameters():
         if weight.grad is not None and not isinstance(weight, DTensor):
             dist.all_reduce(weight.grad)
-            weight.grad /= count
+            weight.grad /= count()
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -100,9 +108,10 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 def shard(model: Any, forward: Callable, args: Any, trained: bool = True) -> Any:
     """Shards a model with FSDP2: its blocks one by one, and what is around them as the root.
 
-    Every rank keeps its part of each weight as loaded (float32) and gathers a block, in bfloat16 with --dtype
-    bfloat16, when it is needed. Gradients are averaged over the ranks in float32. FSDP gathers the root's
-    weights around model.target_logprobs(...), which calls forward(model, ...) in place of model.forward."""
+    Each process keeps its part of every weight as loaded (float32) and gathers a block, in bfloat16 with
+    --dtype bfloat16, when it is needed. Gradients are averaged over the processes in float32. FSDP gathers
+    the root's weights around model.target_logprobs(...), which calls forward(model, ...) in place of
+    model.forward."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = dist.init_device_mesh(torch.device(args.device).type, (dist.get_world_size(),))
@@ -147,10 +156,10 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def full_state(model: Any) -> dict[str, torch.Tensor]:
-    """The whole weights on the CPU by name, on rank 0; {} on the others, which have to call this too."""
+    """The whole weights on the CPU by name, in the main process; all have to call it, the others get {}."""
     state = {}
     for name, value in model.state_dict().items():
         value = whole_tensor(value)
-        if ranks()[0] == 0:
+        if is_main():
             state[name] = value.cpu()
     return state
