@@ -243,8 +243,9 @@ class Prepared(NamedTuple):
     """What the main process begins with; the others have an empty one, and get the last two by broadcast."""
 
     prover: Prover = Prover()
-    problems: list = []  # with --advantages, its rows
+    problems: list = []
     held_out: list = []
+    rows: list = []  # of --advantages, in the place of problems
     record: dict = {}  # for args.json
     checkpoint: str | None = None  # to continue from
     longest: int = 0  # tokens of the longest prompt and completion
@@ -252,9 +253,9 @@ class Prepared(NamedTuple):
 
 def prepare(args: Namespace) -> Prepared:
     """In the main process: whatever can be wrong with the input is found before anything is computed."""
-    held_out, verifier = [], None
+    problems, held_out, rows, verifier = [], [], [], None
     if args.advantages:
-        problems = run.read_advantages(args)
+        rows = run.read_advantages(args)
     else:
         lean = verify.asks_lean(args)
         problems = sample.read_problems(args.problems, lean=lean)
@@ -262,25 +263,25 @@ def prepare(args: Namespace) -> Prepared:
             held_out = sample.read_problems(args.eval_problems, lean=lean)
         verifier = verify.start_verifier(args, problems + held_out)
     record, checkpoint = run.open_run(args)
-    run.announce(args, len(problems), len(held_out), checkpoint)
+    run.announce(args, problems, held_out, rows, checkpoint)
     # vLLM first, since it measures the free memory.
     use_vllm = args.engine == "vllm" and not args.advantages
     engines = start_engines(checkpoint or args.model, args, args.sleep) if use_vllm else []
     model, tokenizer = build.load_sampler(args, checkpoint or args.model, weights=not engines)
     if args.advantages:
-        longest = checks.check_tokens(problems, args.advantages, model, args.model)
+        longest = checks.check_tokens(rows, args.advantages, model, args.model)
     else:
         prompts = sample.encode_prompts(model, tokenizer, problems + held_out, args)
         longest = max(len(prompt) + args.max_new_tokens for prompt in prompts)
     prover = Prover(model, tokenizer, engines, verifier)
-    return Prepared(prover, problems, held_out, record, checkpoint, longest)
+    return Prepared(prover, problems, held_out, rows, record, checkpoint, longest)
 
 
 def main() -> None:
     broadcast = processes.connect()  # the main one samples, verifies, writes and prints; all of them update
     is_main = processes.is_main()
     args = broadcast(parse_args() if is_main else None)
-    prover, problems, held_out, record, *start_from = prepare(args) if is_main else Prepared()
+    prover, problems, held_out, rows, record, *start_from = prepare(args) if is_main else Prepared()
     checkpoint, longest = broadcast(start_from)
     model, reference, optimizer = build.build(args, checkpoint, prover.model, longest)
     first, buffer = run.load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
@@ -296,9 +297,8 @@ def main() -> None:
 
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not is_main):
         if is_main:
-            if args.advantages:
-                rows, seconds = problems, {}
-            else:
+            seconds: dict = {}
+            if not args.advantages:
                 rows, seconds = collect_step(prover, problems, step, args)
             buffer += [row for row in rows if row["advantage"] is not None]
         ready = broadcast(buffer if len(buffer) >= args.train_batch or args.advantages else [])

@@ -74,17 +74,21 @@ def stored_curve(args: Namespace, parser: ArgumentParser) -> str | None:
     return os.path.join(root, "results", "default-curve.csv")
 
 
-def announce(args: Namespace, problems: int, held_out: int, checkpoint: str | None) -> None:
-    """What the run is about to do."""
+def announce(args: Namespace, problems: list, held_out: list, rows: list, checkpoint: str | None) -> None:
+    """What the run is about to do. rows: those of --advantages."""
+    used = [row["id"] for row in rows if row["advantage"] is not None]
     name = "none of the paper's settings"
     if args.estimator == "grpo" and args.filter == "raw":
         name = SETTINGS.get((args.ppo_epochs, args.kl, args.unlikeliness), name)
-    print(
-        f"{name}: unlikeliness {args.unlikeliness:g}, PPO epochs {args.ppo_epochs}, KL {args.kl:g}\n"
-        f"{args.steps} steps of {args.problems_per_step} problems x {args.num_samples} completions, out of"
-        f" {problems} problems; model {args.model} on {args.device}\n"
-        f"pass@N of {held_out} held-out problems before and after; run folder {args.out}"
-    )
+    update = f"PPO epochs {args.ppo_epochs}, KL {args.kl:g}"
+    if args.advantages:
+        print(f"one update on {len(used)} completions of {len(set(used))} problems: {update}")
+    else:
+        size = f"{args.problems_per_step} problems x {args.num_samples} completions"
+        print(f"{name}: unlikeliness {args.unlikeliness:g}, {update}")
+        print(f"{args.steps} steps of {size}, out of {len(problems)} problems")
+        print(f"pass@N of {len(held_out)} held-out problems before and after")
+    print(f"model {args.model} on {args.device}; run folder {args.out}")
     if checkpoint:
         print(f"resuming from {checkpoint}")
 

@@ -646,14 +646,21 @@ def test_the_stages_by_hand_give_the_advantages_and_the_update_of_train(tmp_path
         "train.py --advantages {0}/a.jsonl --out {0}/run --minibatch 16 --ppo-epochs 2 --kl 0.1",
         "evaluate.py {0}/v.jsonl --out {0}/figures",
     ]
+    said = []
     for command in commands:
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, *command.format(tmp_path).split()],
             cwd=ROOT,
             check=True,
             timeout=300,
             env=dict(os.environ, OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            text=True,
         )
+        said.append(done.stdout)
+    used = [row["id"] for row in read_jsonl(tmp_path / "a.jsonl") if row["advantage"] is not None]
+    announced = f"one update on {len(used)} completions of {len(set(used))} problems: PPO epochs 2, KL 0.1\n"
+    assert used and announced in said[3] and "unlikeliness" not in said[3] and "pass@N" not in said[3]
     keys = ("id", "sample", "completion_ids", "reward", "rank", "shaped_reward", "advantage")
     mine, theirs = (
         [[row[key] for key in keys] for row in read_jsonl(path)]
