@@ -21,7 +21,7 @@ import numpy as np
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, HERE)
 from evaluate import pass_at_n, uplift
-from lib.cli import fail, flags
+from lib.cli import fail, flags, run
 from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, write_csv
 from lib.jsonl import read_jsonl
 from lib.samples import correct_samples, load_counts, score
@@ -49,6 +49,25 @@ def seeds_of(folder: str, name: str) -> list[str]:
     return [path for path in paths if os.path.isdir(path)]  # not the log beside it
 
 
+def check_complete(folder: str, settings: list[str], short: list[str]) -> None:
+    """Ends the program where run.sh has not come to its end: every setting needs every seed's files.
+    short: the settings that only the ablation has."""
+    needed = [f"{folder}/base/val/verified.jsonl", f"{folder}/base-train/verified.jsonl"]
+    for names, own, part in ((settings, settings, "val"), (ABLATION if short else [], short, "short")):
+        seeds = {path.rpartition("-seed")[2] for name in own for path in seeds_of(folder, name)}
+        for path in (f"{folder}/{name}-seed{seed}" for seed in sorted(seeds) for name in names):
+            needed += [f"{path}/{part}/verified.jsonl", f"{path}/metrics.jsonl", f"{path}/checkpoints/step_*"]
+    tempered = [path for name in ("base", *settings) for path in seeds_of(folder, name)]
+    tempered = [path for path in tempered if glob.glob(f"{path}/tune-*")]
+    for path in [f"{folder}/base", *tempered] if tempered else []:
+        needed += [f"{path}/{part}-{T}/verified.jsonl" for part in ("tune", "val") for T in TEMPERATURES]
+    if missing := [path for path in needed if not glob.glob(path)]:
+        fail(f"there is no {missing[0]} yet; let results/run.sh finish")
+    if not settings or tempered == [f"{folder}/base"]:
+        what = "of a setting at other temperatures" if settings else "of a setting"
+        fail(f"{folder} has no run {what} beside the base model yet; let results/run.sh finish")
+
+
 def passes(paths: list) -> np.ndarray:
     """pass@N [seeds, problems, Ns] of verified files with the same problems."""
     counts = [load_counts(path) for path in paths]
@@ -60,10 +79,9 @@ def passes(paths: list) -> np.ndarray:
 
 @functools.cache  # several tables ask for the same files of 51,200 rows
 def sampled(folder: str, name: str, part: str) -> np.ndarray:
-    """passes() of a setting; a seed that has no such samples yet is left out."""
-    paths = [f"{run}/{part}/verified.jsonl" for run in seeds_of(folder, name)]
-    paths = [path for path in paths if os.path.exists(path)]
-    return passes(paths) if paths else fail(f"{folder} has no {part} of {name}; let results/run.sh finish")
+    """passes() of a setting, over the seeds that have such samples: one has all temperatures."""
+    paths = [f"{path}/{part}/verified.jsonl" for path in seeds_of(folder, name)]
+    return passes([path for path in paths if os.path.exists(path)])
 
 
 def interval(values: np.ndarray, repeats: int = 4000) -> np.ndarray:
@@ -90,9 +108,9 @@ def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]
     return pass_panel(title, f"{head}, points [95 %]", differences)
 
 
-def metric(runs: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
+def metric(paths: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
     """Mean, lowest and highest seed of what is taken of a number of metrics.jsonl."""
-    rows = [[row[key] for row in list(read_jsonl(f"{run}/metrics.jsonl", key))[steps]] for run in runs]
+    rows = [[row[key] for row in list(read_jsonl(f"{path}/metrics.jsonl", key))[steps]] for path in paths]
     # null: no update in that step
     seeds = [unit * reduce([value for value in some if value is not None]) for some in rows]
     return [np.mean(seeds), min(seeds), max(seeds)]
@@ -104,7 +122,7 @@ def uplifts(folder: str, names: list[str], which: int) -> dict[str, Any]:
     rows = correct_samples(f"{folder}/base-train/verified.jsonl")
     before, rates = score(f"{HERE}/toy/base", rows, args), {}
     for name in names:
-        checkpoints = [sorted(glob.glob(f"{run}/checkpoints/step_*")) for run in seeds_of(folder, name)]
+        checkpoints = [sorted(glob.glob(f"{path}/checkpoints/step_*")) for path in seeds_of(folder, name)]
         after = [score(paths[which], rows, args) for paths in checkpoints]  # [S, n]
         rates[name] = uplift([row["id"] for row in rows], before, after)
     return rates
@@ -172,10 +190,12 @@ def main():
     parser.add_argument("--out", default="results", help="folder of the figures and of the README.md to fill")
     args = parser.parse_args()
     folder = args.folder
-    done = glob.glob(f"{folder}/*-seed*/val/verified.jsonl")
-    done = {path.split("/")[-3].split("-seed")[0] for path in done}
-    rivals = sorted(done - {*SETTINGS} - {*ABLATION})
-    settings = [*(name for name in SETTINGS if name in done), *rivals]
+    found = {os.path.basename(path) for path in glob.glob(f"{folder}/*-seed*") if os.path.isdir(path)}
+    found = {name.rpartition("-seed")[0] for name in found}
+    short = sorted(found & {*ABLATION} - {*SETTINGS})
+    rivals = sorted(found - {*SETTINGS} - {*ABLATION})
+    settings = [*(name for name in SETTINGS if name in found), *rivals]
+    check_complete(folder, settings, short)
     pairs = [*MATCHED, *(f"{name} - unlikeliness-2" for name in rivals)]
     pairs = [pair for pair in pairs if {*pair.split(" - ")} <= {*settings}]
     rates = {name: sampled(folder, name, "val") for name in ("base", *settings)}
@@ -184,22 +204,23 @@ def main():
         numbers = [metric(seeds_of(folder, name), *how) for how in TRAINING.values()]
         along[name] = list(TRAINING), np.array(numbers).T
     by_rank = uplifts(folder, settings, -1)
+    to_default = [f"{name} - default" for name in settings if "default" in settings and name != "default"]
     to_base = paired("to-base", "above base", rates, [f"{name} - base" for name in settings])
     to_base.lines = {"base, %": pass_panel("", "", rates).lines["base"]} | to_base.lines
     panels = [
         pass_panel("passes", "%, mean of seeds [95 %]", rates),
         to_base,
-        paired("to-default", "above default", rates, [f"{name} - default" for name in settings[1:]]),
+        paired("to-default", "above default", rates, to_default),
         paired("matched", "difference", rates, pairs),
         uplift_panel("uplift", by_rank),
         Panel("training", "mean [lowest, highest seed]", along, scale=1),
     ]
-    if glob.glob(f"{folder}/token-mean-seed*/short/verified.jsonl"):
-        short = {name: sampled(folder, name, "short") for name in ABLATION} | {"base": rates["base"]}
-        panels.append(paired("ablation", "above base", short, [f"{name} - base" for name in ABLATION]))
+    if short:
+        ablated = {name: sampled(folder, name, "short") for name in ABLATION} | {"base": rates["base"]}
+        panels.append(paired("ablation", "above base", ablated, [f"{name} - base" for name in ABLATION]))
         panels.append(uplift_panel("ablation-uplift", uplifts(folder, ABLATION, 0)))
-    tempered = [name for name in rates if os.path.exists(f"{seeds_of(folder, name)[0]}/tune-1.5")]
-    if "base" in tempered:
+    tempered = [name for name in rates if glob.glob(f"{seeds_of(folder, name)[0]}/tune-*")]
+    if tempered:
         at_one, best, *others = temperature_panels(folder, tempered)
         panels += [at_one, best, *others]
         halves = [
@@ -207,6 +228,7 @@ def main():
             for words, panel in (("temperature 1", at_one), ("each at its best", best))
         ]
         draw(halves, f"{args.out}/temperature.png")
+    panels = [panel for panel in panels if panel.lines]  # nothing is matched with a lone setting
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
     x, few = "N, samples for each problem", ("base", "default", "unlikeliness-2")
@@ -227,4 +249,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

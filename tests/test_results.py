@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -179,6 +182,73 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
     )
     for name in ("pass_at_n", "uplift", "curves", "temperature"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run.sh that came to its end: one setting with two seeds, the ablation, temperatures."""
+    folder = tmp_path_factory.mktemp("finished")
+    places = ["base/val", "base-train", *(f"{name}-seed1/short" for name in report.ABLATION)]
+    places += [f"{name}-seed{seed}/val" for name in ("epochs-2", "unlikeliness-2") for seed in (0, 1)]
+    for T in report.TEMPERATURES:
+        places += [
+            f"{run}/{part}-{T}" for run in ("base", "unlikeliness-2-seed0") for part in ("tune", "val")
+        ]
+    for place in places:
+        samples(folder / place / "verified.jsonl", dict(p=1, q=0))
+        if "seed" in place:
+            (folder / place / "../checkpoints/step_00001").mkdir(parents=True, exist_ok=True)
+            (folder / place / "../metrics.jsonl").write_text("")
+    return folder
+
+
+UNFINISHED = """base base/val base-train/verified.jsonl epochs-2-seed1 epochs-2-seed0/val epochs-2-seed1/metrics.jsonl
+    unlikeliness-2-seed0/checkpoints beta-1-seed1/short token-mean-seed1/metrics.jsonl epochs-2-seed1/short
+    unlikeliness-2-seed0/tune-0.8 unlikeliness-2-seed0/tune-1.5 base/tune-1.0 base/val-1.25""".split()
+
+
+@pytest.mark.parametrize("lost", UNFINISHED)
+def test_an_unfinished_folder_is_told_of_in_one_sentence(tmp_path, monkeypatch, capsys, finished, lost):
+    folder = tmp_path / "runs"
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(tmp_path)])
+    monkeypatch.setattr(report, "sampled", lambda *names: pytest.fail("read before the check"))
+    (folder / lost).rename(tmp_path / "lost")
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out
+    assert re.fullmatch(rf"error: there is no {folder}/{lost}.* yet; let results/run.sh finish\n", said.err)
+
+
+def test_a_folder_without_a_trained_model_is_told_of(tmp_path, capsys, finished):
+    folder = tmp_path / "runs"
+    for place in ("base", "base-train"):
+        shutil.copytree(finished / place, folder / place)
+    for settings, words in (
+        ([], "no run of a setting beside"),
+        (["default"], "setting at other temperatures"),
+    ):
+        with pytest.raises(SystemExit):
+            report.check_complete(str(folder), settings, [])
+        assert words in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, f"{ROOT}/results/report.py", tmp_path / "none"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and re.fullmatch("error: there is no .*/none/base/.*\n", done.stderr)
+
+
+def test_the_report_of_a_lone_setting(tmp_path, monkeypatch, capsys, finished):
+    folder = tmp_path / "runs"
+    for place in ("base/val", "base-train", "epochs-2-seed0"):
+        shutil.copytree(finished / place, folder / place)
+    row = dict(step=0, reward=1, unique=1, kl=0, clip_fraction=0, updates=1, solved=1, unique_proofs=1)
+    (folder / "epochs-2-seed0/metrics.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(tmp_path)])
+    monkeypatch.setattr(report, "score", lambda path, rows, args: [0.0] * len(rows))
+    report.main()
+    said = capsys.readouterr().out
+    assert "| epochs-2 - base " in said and "to-default" not in said and "matched" not in said
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path):
