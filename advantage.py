@@ -15,25 +15,29 @@ A new shaping takes a function, its line in `group_advantages` and its flag in `
 """
 
 import argparse
+import functools
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from lib.cli import flags, number, run
+from lib.cli import flags, number, parse_settings, run
 from lib.estimators import ESTIMATORS
 from lib.jsonl import check_out, read_groups, tee_jsonl
 
 
 def likelihood_rank(completions: Sequence[Hashable], scores: Sequence[float]) -> np.ndarray:
     """Ranks [G] by falling score, 0 = most likely. Tied completions share their mean rank, and identical ones
-    always tie: float noise must not order them. (Neither the paper nor its release mentions ties.)"""
+    always tie: float noise must not order them. (Neither the paper nor its release mentions ties.)
+
+    >>> likelihood_rank(["rfl", "simp", "rfl"], [-5.0, -2.0, -5.1]).tolist()
+    [1.5, 0.0, 1.5]
+    """
     numbers: dict = {}
     texts = [numbers.setdefault(completion, len(numbers)) for completion in completions]  # [G] numbers
     mean_scores = np.bincount(texts, scores) / np.bincount(texts)  # one per distinct completion
-    falling = -mean_scores[texts]  # [G]
-    ordered = np.sort(falling)
-    first, last = np.searchsorted(ordered, falling), np.searchsorted(ordered, falling, side="right") - 1
-    return (first + last) / 2
+    scores = mean_scores[texts]  # [G]
+    likelier, tied = scores > scores[:, None], scores == scores[:, None]  # [G, G]
+    return likelier.sum(1) + (tied.sum(1) - 1) / 2
 
 
 def unlikeliness_reward(rewards: np.ndarray, ranks: np.ndarray, beta_rank: float) -> np.ndarray:
@@ -103,11 +107,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def options(command_line: str = "") -> argparse.Namespace:
-    """This stage's settings from a command line such as "--unlikeliness 0.25", for calls from Python."""
-    parser = flags("")
-    add_flags(parser)
-    return parser.parse_args(command_line.split())
+options = functools.partial(parse_settings, add_flags)  # options("--unlikeliness 0.25"), from Python
 
 
 def main():

@@ -19,6 +19,7 @@ size or the number of engines (except for a draw within float noise of the borde
 """
 
 import argparse
+import functools
 import itertools
 import math
 import os
@@ -26,7 +27,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lib.cli import before_imports, fail, flags, number, run
+from lib.cli import before_imports, fail, flags, number, parse_settings, run
 
 before_imports()
 
@@ -221,11 +222,7 @@ def settle_flags(args: argparse.Namespace) -> None:
         fail(f"{names} are for vLLM; add --engine vllm or leave them out")
 
 
-def options(command_line: str = "") -> argparse.Namespace:
-    """The settings of a command line such as "--max-new-tokens 80", for calls from Python."""
-    parser = flags("")
-    add_flags(parser)
-    return parser.parse_args(command_line.split())
+options = functools.partial(parse_settings, add_flags)  # options("--max-new-tokens 80"), from Python
 
 
 def main():

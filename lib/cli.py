@@ -80,6 +80,13 @@ def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse_settings(add_flags: Callable, command_line: str = "") -> argparse.Namespace:
+    """What a command line sets of a stage's flags, defaults included."""
+    parser = flags("")
+    add_flags(parser)
+    return parser.parse_args(command_line.split())
+
+
 def die_with_parent() -> None:
     """Lets Linux kill this process when the one that started it ends."""
     if sys.platform == "linux":

@@ -1,5 +1,6 @@
 """The advantages against numbers worked by hand and against a second implementation; the JSONL helpers; the command."""
 
+import doctest
 import itertools
 import math
 import os
@@ -35,6 +36,10 @@ def column(rows, key):
 
 
 # Ranks
+
+
+def test_the_example_of_the_docstring():
+    assert doctest.testmod(advantage) == (0, 1)
 
 
 def test_rank_0_is_the_likeliest():
