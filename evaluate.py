@@ -207,36 +207,25 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser = flags("What did training do? Each command has its own --help, and --out for its figure.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=flags)  # type: ignore[call-overload]
     for command, text in COMMANDS.items():
-        sub = commands.add_parser(command, help=text, description=text)
+        add = commands.add_parser(command, help=text, description=text).add_argument
         if command == "show":
-            sub.add_argument("run", help="run folder of train.py")
-            sub.add_argument("id", help="of the theorem")
+            add("run", help="run folder of train.py")
+            add("id", help="of the theorem")
         else:
             what = "JSONL from verify.py" if command in ("pass", "uplift") else "run folders of train.py"
-            sub.add_argument("inputs", nargs=1 if command == "uplift" else "+", help=what)
-            sub.add_argument("--labels", nargs="+", help="names in place of the paths; give them last")
-            sub.add_argument("--out", default="figures", help="folder for the figure and its numbers")
+            add("inputs", nargs=1 if command == "uplift" else "+", help=what)
+            add("--labels", nargs="+", help="names in place of the paths; give them last")
+            add("--out", default="figures", help="folder for the figure and its numbers")
         if command == "uplift":
-            sub.add_argument(
-                "--before", required=True, help="checkpoint that ranks the samples, such as toy/base"
-            )
-            sub.add_argument(
-                "--after", required=True, action="append", help="trained checkpoint; may be repeated"
-            )
-            sub.add_argument(
-                "--bins", type=number(int, 2, high=1000), default=5, help="parts of the relative rank"
-            )
+            parts = number(int, 2, high=1000)
+            add("--before", required=True, help="checkpoint that ranks the samples, such as toy/base")
+            add("--after", required=True, action="append", help="trained checkpoint; may be repeated")
+            add("--bins", type=parts, default=5, help="parts of the relative rank")
         if command in ("uplift", "compare", "show"):
-            sub.add_argument(
-                "--micro-batch-tokens",
-                type=number(int, 1),
-                default=16384,
-                help="tokens of a forward pass, padding included",
-            )
-            sub.add_argument(
-                "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights"
-            )
-            sub.add_argument("--device", default="auto", help="as for sample.py")
+            count = number(int, 1)
+            add("--micro-batch-tokens", type=count, default=16384, help="padded tokens of a forward pass")
+            add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+            add("--device", default="auto", help="as for sample.py")
     args, unknown = parser.parse_known_args(words)
     if unknown:  # told by the command's own parser, which can suggest its flags
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")

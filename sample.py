@@ -187,19 +187,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=count, default=200, help="longest completion, in tokens [paper: 512]")
     add("--seed", type=number(int, 0), default=0, help="the same seed gives the same samples")
     add = parser.add_argument_group("device and engine").add_argument
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, ...; auto: cuda, if here, for over 40 MB of weights",
-    )
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU for over 40 MB of weights")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="precision of the forward pass")
     add("--batch-tokens", type=count, default=131072, help="torch: tokens in the KV cache at a time")
-    add(
-        "--engine",
-        choices=["torch", "vllm", "auto"],
-        default="torch",
-        help="auto: vllm if it is here, on a GPU",
-    )
+    add("--engine", choices=["torch", "vllm", "auto"], default="torch", help="auto: vllm, if here, on GPUs")
     add("--gpus", type=count, help="vllm: GPUs that sample (default: all; on a CPU processes stand for them)")
     add("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
     share = number(float, 0, exclusive=True, high=1)

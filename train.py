@@ -36,7 +36,7 @@ import verify
 from evaluate import compare
 from lib import build, checks, processes, run
 from lib.jsonl import tee_jsonl, write_jsonl
-from lib.logprobs import completion_logprobs, device_of, make_batch, own_micro_batches, token_logprobs
+from lib.logprobs import completion_logprobs, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
@@ -85,7 +85,7 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number
     of processes."""
-    count, device = processes.count(), device_of(model)
+    count, device = processes.count(), model.device
     rows = [dict(row) for row in rows]
     # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):

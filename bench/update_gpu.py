@@ -32,7 +32,6 @@ from lib import processes  # noqa: E402
 from lib.build import compute_in_copy  # noqa: E402
 from lib.logprobs import (  # noqa: E402  # noqa: E402
     completion_logprobs,
-    device_of,
     make_batch,
     own_micro_batches,
     target_logprobs,
@@ -123,7 +122,7 @@ def bench_update(model, optimizer, rows, args):
 
 def profile_table(model, rows, args, name):
     """Where the time of a micro-batch's forward and backward goes."""
-    batch = make_batch(rows, own_micro_batches(model, rows, args.micro_batch_tokens)[0], device_of(model))
+    batch = make_batch(rows, own_micro_batches(model, rows, args.micro_batch_tokens)[0], model.device)
     on_gpu = args.device == "cuda"
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + on_gpu]
     with profile(activities=activities) as found:

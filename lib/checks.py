@@ -10,7 +10,7 @@ import torch
 from lib import processes
 from lib.cli import cause, fail
 from lib.decode import sample_batch
-from lib.logprobs import device_of, make_batch, token_logprobs
+from lib.logprobs import make_batch, token_logprobs
 from lib.model import position_limit, vocabulary_size
 
 PROOF = "\n  apply h1\n  exact h1"
@@ -88,7 +88,7 @@ def plain_logprobs(model: Any, rows: list[dict]) -> torch.Tensor:
 def trained_logprobs(model: Any, rows: list[dict]) -> torch.Tensor:
     trees = [list(range(len(rows)))] if model.takes_trees else [[i] for i in range(len(rows))]
     with torch.no_grad():
-        return token_logprobs(model, make_batch(rows, trees, device_of(model)))
+        return token_logprobs(model, make_batch(rows, trees, model.device))
 
 
 def differ(model: Any, found: torch.Tensor, expected: torch.Tensor, dtype: str = "float32") -> bool:

@@ -51,10 +51,9 @@ def sample_batch(
     which a GPU stands still."""
     (B, T), P, L = draws.shape, len(prompts), max(map(len, prompts))
     cache: Any = DynamicCache(config=model.config)
-    ids = torch.tensor([[0] * (L - len(prompt)) + prompt for prompt in prompts], device=model.device)
-    mask = torch.tensor(
-        [[0] * (L - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=ids.device
-    )
+    padding = [[0] * (L - len(prompt)) for prompt in prompts]
+    ids = torch.tensor([left + prompt for left, prompt in zip(padding, prompts)], device=model.device)
+    mask = torch.tensor([left + [1] * (L - len(left)) for left in padding], device=model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding on the left is not counted
     rows = torch.arange(B, device=ids.device)  # [R] the completion in each row of the batch
     rows_list = list(range(B))  # the same without asking the device
@@ -91,10 +90,8 @@ def sample_batch(
             leaving = set(finished[: len(finished) // ROWS_AT_ONCE * ROWS_AT_ONCE])
             if leaving:
                 stay_list = [r for r in range(len(rows_list)) if r not in leaving]
-                stay, rows_list = (
-                    torch.tensor(stay_list, device=ids.device),
-                    [rows_list[r] for r in stay_list],
-                )
+                stay = torch.tensor(stay_list, device=ids.device)
+                rows_list = [rows_list[r] for r in stay_list]
                 cache.reorder_cache(stay)
                 rows, token, mask = rows[stay], token[stay], mask[stay]
         ids, mask = token, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

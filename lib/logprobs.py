@@ -64,10 +64,6 @@ def takes_trees(model: Any) -> bool:
     return getattr(model, "takes_trees", True)
 
 
-def device_of(model: Any) -> torch.device:
-    return model.get_output_embeddings().weight.device
-
-
 def group_into_trees(
     rows: list[dict], token_budget: int, width: float = math.inf
 ) -> list[tuple[list[int], int]]:
@@ -285,7 +281,7 @@ def completion_logprobs(
     """Tensors [T], one per row: the log-probabilities of its completion_ids. The processes share the work."""
     if not rows:
         return []
-    device = device_of(model)
+    device = model.device
     lengths = [len(row["completion_ids"]) for row in rows]
     together = torch.zeros(sum(lengths), device=device)
     result = together.split(lengths)

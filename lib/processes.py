@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -155,11 +156,6 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_state(model: Any) -> dict[str, torch.Tensor]:
+def full_state(model: Any) -> dict[str, Any]:
     """The whole weights on the CPU by name, in the main process; all have to call it, the others get {}."""
-    state = {}
-    for name, value in model.state_dict().items():
-        value = whole_tensor(value)
-        if is_main():
-            state[name] = value.cpu()
-    return state
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -61,9 +61,7 @@ def verify_stream(
             future, place = slot
             try:
                 added = future.result()[place]
-            except (
-                SystemExit
-            ) as error:  # of fail() in a worker; the others may have failed with the same words
+            except SystemExit as error:  # fail() in a worker
                 fail(f"{error}")
             bar.update()
             yield {**row, **added}

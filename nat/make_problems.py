@@ -452,9 +452,7 @@ def main():
     judged = verify_rows(rows, find_lean("auto", HERE), workers=args.workers, batch=256)
     proved = sorted((row for row in judged if row["verdict"] == "proved"), key=lambda row: -row["steps"])
     keys = ("id", "statement", "kind", "steps")
-    problems = {
-        row["id"]: {key: row[key] for key in keys} for row in proved
-    }  # with the shortest proof's steps
+    problems = {row["id"]: {key: row[key] for key in keys} for row in proved}  # the shortest proof's steps
     ids = sorted(problems)
     random.Random(args.seed).shuffle(ids)
     val, train, sft = ids[: args.val], ids[args.val :][: args.train], {*ids[args.val + args.train :]}
