@@ -1,22 +1,39 @@
-"""The search for theorems over seeds, which toy/ and nat/ share."""
+"""What toy/ and nat/ share: flags, the search for theorems over seeds, the files that come of it."""
 
 import argparse
+import random
 from collections.abc import Callable, Hashable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from tqdm import tqdm
 
+from lib.cli import number
+from lib.jsonl import write_jsonl
+
+
+def add_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """The flags of a make_problems.py, with its own defaults."""
+    add, count = parser.add_argument, number(int, 1)
+    add("--out", help="folder for train.jsonl and val.jsonl")
+    add("--sft", help="JSONL for the proofs of supervised training")
+    add("--train", type=count, help="training problems")
+    add("--val", type=count, help="held-out problems")
+    add("--sft-theorems", type=count, default=40000, help="theorems for supervised training")
+    add("--seed", type=number(int, 0), default=0, help="one seed for everything")
+    add("--workers", type=count, default=2, help="processes for the search and for Lean")
+    parser.set_defaults(**defaults)
+
 
 def find_theorems(
-    theorems: Callable[[range], list], count: int, chunk: int, args: argparse.Namespace
-) -> dict[Hashable, Any]:
-    """{form: the rest} of at least `count` theorems, in the order of their seeds.
+    theorems: Callable[[range], list], chunk: int, args: argparse.Namespace
+) -> list[tuple[Hashable, Any]]:
+    """[(form, the rest)] of as many theorems as the flags ask for, in the order of their seeds.
 
     theorems: the [(form, the rest), ...] of a range of seeds; a process takes `chunk` seeds at a time. Of two
-    theorems with one form the first stays. args: --seed and --workers."""
+    theorems with one form the first stays."""
     found: dict[Hashable, Any] = {}
-    start = args.seed * 10**9
+    start, count = args.seed * 10**9, args.train + args.val + args.sft_theorems
     with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
         while len(found) < count:
             jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
@@ -25,4 +42,19 @@ def find_theorems(
                 for form, rest in results:
                     found.setdefault(form, rest)
             bar.update(min(len(found), count) - bar.n)
-    return found
+    return list(found.items())[:count]
+
+
+def write_theorems(rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace) -> None:
+    """Shares out what Lean proved: val.jsonl and train.jsonl with these keys, the other theorems' proofs."""
+    proved = [row for row in rows if row["verdict"] == "proved"]
+    problems = {row["id"]: {key: row[key] for key in keys} for row in proved}
+    ids = sorted(problems)
+    random.Random(args.seed).shuffle(ids)
+    val, train, others = ids[: args.val], ids[args.val :][: args.train], {*ids[args.val + args.train :]}
+    for name, part in (("val", val), ("train", train)):
+        write_jsonl(f"{args.out}/{name}.jsonl", (problems[i] for i in part))
+    sft = [{key: row[key] for key in ("statement", "completion")} for row in proved if row["id"] in others]
+    write_jsonl(args.sft, sft)
+    told = f"{len(val)} val, {len(train)} train, {len(others)} theorems with {len(sft)} proofs to learn from"
+    print(f"Lean accepts {len(proved)} of {len(rows)} proofs: {told}")

@@ -25,9 +25,8 @@ from typing import NamedTuple
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 from lib.cli import flags, number  # noqa: E402
-from lib.jsonl import write_jsonl  # noqa: E402
 from lib.lean import find_lean  # noqa: E402
-from lib.theorems import find_theorems  # noqa: E402
+from lib.theorems import add_flags, find_theorems, write_theorems  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 VARIABLES = "abcd"
@@ -431,37 +430,21 @@ def theorems(seeds, args):
 def main():
     parser = flags("Theorems about natural numbers and proofs, from a seed.")
     count = number(int, 1)
-    parser.add_argument("--out", default="nat", help="folder for train.jsonl and val.jsonl")
-    parser.add_argument("--sft", default="runs/nat-sft.jsonl", help="JSONL for the proofs to learn from")
-    parser.add_argument("--train", type=count, default=10000, help="training problems")
-    parser.add_argument("--val", type=count, default=400, help="held-out problems")
-    parser.add_argument("--sft-theorems", type=count, default=40000, help="theorems for supervised training")
-    parser.add_argument("--proofs", type=count, default=4, help="most proofs of each of them")
+    add_flags(parser, out="nat", sft="runs/nat-sft.jsonl", train=10000, val=400)
+    parser.add_argument("--proofs", type=count, default=4, help="most proofs of a theorem")
     parser.add_argument("--searches", type=count, default=6, help="searches a theorem")
     parser.add_argument("--budget", type=count, default=400, help="terms that a search may open")
     parser.add_argument("--far", type=count, default=8, help="most random steps on each side of a theorem")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="one seed for everything")
-    parser.add_argument("--workers", type=count, default=2, help="processes for the search and for Lean")
     args = parser.parse_args()
 
-    rows, wanted = [], args.train + args.val + args.sft_theorems
-    found = find_theorems(functools.partial(theorems, args=args), wanted, 20, args)
-    for n, (kind, text, proofs) in enumerate(list(found.values())[:wanted]):
+    rows = []
+    found = find_theorems(functools.partial(theorems, args=args), 20, args)
+    for n, (_, (kind, text, proofs)) in enumerate(found):
         problem = {"id": f"n_{n:05d}", "statement": f"theorem n_{n:05d} {text}", "kind": kind}
         rows += [{**problem, "steps": steps, "completion": text} for text, steps in proofs]
     judged = verify_rows(rows, find_lean("auto", HERE), workers=args.workers, batch=256)
-    proved = sorted((row for row in judged if row["verdict"] == "proved"), key=lambda row: -row["steps"])
-    keys = ("id", "statement", "kind", "steps")
-    problems = {row["id"]: {key: row[key] for key in keys} for row in proved}  # the shortest proof's steps
-    ids = sorted(problems)
-    random.Random(args.seed).shuffle(ids)
-    val, train, sft = ids[: args.val], ids[args.val :][: args.train], {*ids[args.val + args.train :]}
-    for name, part in (("val", val), ("train", train)):
-        write_jsonl(f"{args.out}/{name}.jsonl", (problems[i] for i in part))
-    learned = [{key: row[key] for key in ("statement", "completion")} for row in proved if row["id"] in sft]
-    write_jsonl(args.sft, learned)
-    print(f"Lean accepts {len(proved)} of {len(rows)} proofs: {len(val)} val, {len(train)} train,", end=" ")
-    print(f"{len(sft)} theorems with {len(learned)} proofs to learn from")
+    judged.sort(key=lambda row: -row["steps"])  # so that a problem gets the steps of its shortest proof
+    write_theorems(judged, ("id", "statement", "kind", "steps"), args)
 
 
 if __name__ == "__main__":

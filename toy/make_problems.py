@@ -23,9 +23,8 @@ import random
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from lib.cli import flags, number  # noqa: E402
-from lib.jsonl import write_jsonl  # noqa: E402
-from lib.theorems import find_theorems  # noqa: E402
+from lib.cli import flags  # noqa: E402
+from lib.theorems import add_flags, find_theorems, write_theorems  # noqa: E402
 from verify import verify_rows  # noqa: E402
 
 ATOMS = "pqrs"
@@ -301,35 +300,14 @@ def statement(f, name):
 
 def main():
     parser = flags("Theorems and proofs of the embedded default, from a seed.")
-    count = number(int, 1)
-    parser.add_argument("--out", default="toy", help="folder for train.jsonl and val.jsonl")
-    parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL for the proofs of supervised training")
-    parser.add_argument("--train", type=count, default=3200, help="training problems")
-    parser.add_argument("--val", type=count, default=200, help="held-out problems")
-    parser.add_argument("--sft-theorems", type=count, default=40000, help="theorems for supervised training")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="one seed for everything")
-    parser.add_argument("--workers", type=count, default=2, help="processes for the search and for Lean")
+    add_flags(parser, out="toy", sft="runs/sft.jsonl", train=3200, val=200)
     args = parser.parse_args()
-
-    wanted = args.train + args.val + args.sft_theorems
-    found = find_theorems(theorems, wanted, 2000, args)
     rows = [
         {"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
-        for n, (f, completions) in enumerate(list(found.items())[:wanted])
+        for n, (f, completions) in enumerate(find_theorems(theorems, 2000, args))
         for i, completion in enumerate(completions)
     ]
-    rows = [row for row in verify_rows(rows, workers=args.workers, batch=256) if row["verdict"] == "proved"]
-    ids = sorted({row["id"] for row in rows})  # without theorems none of whose proofs Lean accepts
-    random.Random(args.seed).shuffle(ids)
-    val, train = ids[: args.val], ids[args.val : args.val + args.train]
-    statements = {row["id"]: row["statement"] for row in rows}
-    for name, part in (("val", val), ("train", train)):
-        write_jsonl(f"{args.out}/{name}.jsonl", ({"id": i, "statement": statements[i]} for i in part))
-    held = {*val, *train}
-    sft = [{key: row[key] for key in ("statement", "completion")} for row in rows if row["id"] not in held]
-    write_jsonl(args.sft, sft)
-    others = len(ids) - len(held)
-    print(f"{len(val)} val, {len(train)} train, {others} theorems with {len(sft)} proofs to learn from")
+    write_theorems(verify_rows(rows, workers=args.workers, batch=256), ("id", "statement"), args)
 
 
 if __name__ == "__main__":
