@@ -144,14 +144,13 @@ def prefix_tree(
     return tokens, parents, paths
 
 
-def make_batch(
-    rows: list[dict], trees: Sequence[Sequence[int]], device: Any = "cpu", weight: float = 1.0
-) -> Batch:
+def make_batch(rows: list[dict], trees: Sequence[Sequence[int]], device: Any = "cpu") -> Batch:
     """A batch of these trees, lists of row indices. Rows may carry advantage, old_logprobs, ref_logprobs.
 
     Without trees it is the dummy batch of an idle process: FSDP needs its forward pass; its weight is 0."""
+    weight = 1.0 if trees else 0.0
     if not trees:
-        rows, trees, weight = [DUMMY_ROW], [[0]], 0.0
+        rows, trees = [DUMMY_ROW], [[0]]
     built = [prefix_tree(rows[t[0]]["prompt_ids"], [rows[i]["completion_ids"] for i in t]) for t in trees]
     B, L = len(built), max(len(tokens) for tokens, _, _ in built)
     ids, positions = np.zeros([B, L], dtype=np.int64), np.zeros([B, L], dtype=np.int64)

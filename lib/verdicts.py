@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pathlib
 import sqlite3
 from collections.abc import Callable
 
@@ -22,10 +23,8 @@ TABLE = "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict, me
 
 def deciders() -> list[str]:
     """Hashes of the files that decide, and the version of lean-dojo."""
-    found = []
-    for name in DECIDERS:
-        with open(os.path.join(ROOT, name), "rb") as file:
-            found.append(hashlib.sha256(file.read()).hexdigest())
+    files = [pathlib.Path(ROOT, name).read_bytes() for name in DECIDERS]
+    found = [hashlib.sha256(content).hexdigest() for content in files]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         found.append(importlib.metadata.version("lean-dojo"))
     return found

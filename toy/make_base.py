@@ -14,6 +14,7 @@ import sys
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -60,14 +61,10 @@ def make_model(vocab_size, layers, width):
 
 def completion_loss(model, batch):
     """Mean cross-entropy of the completions' tokens, EOS included; batch: [(token ids, prompt length)]."""
-    ids = torch.zeros(len(batch), max(len(tokens) for tokens, _ in batch), dtype=torch.long)  # [B, L]
-    labels = torch.full_like(ids, -100)
-    for i, (tokens, prompt_length) in enumerate(batch):
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        labels[i, prompt_length : len(tokens)] = ids[i, prompt_length : len(tokens)]
-    hidden = model.model(ids).last_hidden_state[:, :-1]  # right padding: causal attention ignores it
-    trained = labels[:, 1:] != -100
-    return torch.nn.functional.cross_entropy(model.lm_head(hidden[trained]), labels[:, 1:][trained])
+    ids = [torch.tensor(tokens) for tokens, _ in batch]
+    labels = [torch.tensor([-100] * length + tokens[length:]) for tokens, length in batch]
+    ids = pad_sequence(ids, batch_first=True)  # [B, L], on the right, where causal attention ignores it
+    return model(input_ids=ids, labels=pad_sequence(labels, batch_first=True, padding_value=-100)).loss
 
 
 def main():
