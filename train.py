@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 train.py --model deepseek-ai/DeepSeek-Prover-V1.5-SFT --template deepseek \\
         --engine vllm --dtype bfloat16 --gradient-checkpointing ...   # all processes update
 
-Reads: problems (id, statement).
+Reads: problems (id, statement), or the rows of --advantages.
 Writes to runs/NAME: step_00012/{problems,samples,verified,advantages}.jsonl, the files of the other stages;
        metrics.jsonl, a row a step; checkpoints/step_00010, a Hugging Face folder with the optimizer's state;
        eval_00000 and eval_00100, held-out completions before and after; figures.
