@@ -90,7 +90,7 @@ def fault_rows(count, faults, seed=0):
 
 
 @needs_lean
-def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
+def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path, monkeypatch):
     """Lean killed, out of memory, flooding, hanging, now and again or every time: no row is lost, no verdict mixed up."""
     faults = {
         "dies": 15,
@@ -104,12 +104,22 @@ def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path):
         "hangs": 2,
     }
     rows, expected = fault_rows(1000, faults)
+    monkeypatch.setattr(lib.lean, "OUTPUT_MB", 8)  # 64 on a busy machine would take the time limit
     lean = with_faults(lib.lean.find_lean(), tmp_path)
     assert (
         judged(rows, lean._replace(env=dict(lean.env, TMPDIR=str(tmp_path))), batch=64, timeout=8.0)
         == expected
     )
     assert not glob.glob(str(tmp_path / "tmp.*"))
+
+
+@needs_lean
+def test_a_flood_ends_at_64_mb(tmp_path):
+    lean = with_faults(lib.lean.find_lean(), tmp_path)
+    rows = [row("p → p", f"\n  exact fun h => h{flood}") for flood in ("", "\n  -- fault floods f")]
+    honest, flood = verify.verify_rows(rows, lean, progress=False, timeout=120.0)
+    assert honest["verdict"] == "proved" and flood["verdict"] == "rejected"
+    assert "its output passed 64 MB" in flood["message"] and flood["seconds"] < 120
 
 
 @needs_lean
