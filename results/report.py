@@ -30,10 +30,11 @@ SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unl
 MATCHED = ["high-kl - default", "epochs-2 - high-kl", "epochs-3 - epochs-2"]
 MATCHED += ["unlikeliness-1 - high-kl", "unlikeliness-2 - epochs-2"]
 ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "token-mean"]  # beta_rank 0 to 1
+BANDS = ["default", "unlikeliness-2"]  # whose intervals are drawn
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
 TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken of them, unit
-    "updates": ("updates", slice(None), np.sum, 1),
+    "optimizer steps": ("updates", slice(None), np.sum, 1),
     "solved a step": ("solved", slice(None), np.mean, 1),
     "proofs, first 10": ("unique_proofs", slice(10), np.mean, 1),
     "proofs, last 10": ("unique_proofs", slice(-10, None), np.mean, 1),
@@ -159,6 +160,17 @@ def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
     ]
 
 
+def above_base(title: str, panel: Panel) -> Panel:
+    """The differences "NAME - base" for a figure, with the intervals of a few of them."""
+    shown = {}
+    for pair, (Ns, curve) in panel.lines.items():
+        name, minus, _ = pair.rpartition(" - base")
+        if minus:
+            band = curve if name in BANDS else np.where([[True], [False], [False]], curve, np.nan)
+            shown[name] = Ns, band
+    return Panel(f"{title}, above base", "N, samples for each problem", shown, log=True)
+
+
 def table(panel: Panel) -> str:
     """A row for each line; a column for each x, or for every second of many N."""
     xs = max((x for x, _ in panel.lines.values()), key=len)
@@ -196,7 +208,7 @@ def main():
     rivals = sorted(found - {*SETTINGS} - {*ABLATION})
     settings = [*(name for name in SETTINGS if name in found), *rivals]
     check_complete(folder, settings, short)
-    pairs = [*MATCHED, *(f"{name} - unlikeliness-2" for name in rivals)]
+    pairs = [*MATCHED, *(f"{a} - {b}" for b in ("epochs-2", "unlikeliness-2") for a in rivals)]
     pairs = [pair for pair in pairs if {*pair.split(" - ")} <= {*settings}]
     rates = {name: sampled(folder, name, "val") for name in ("base", *settings)}
     along = {}
@@ -223,27 +235,23 @@ def main():
     if tempered:
         at_one, best, *others = temperature_panels(folder, tempered)
         panels += [at_one, best, *others]
-        halves = [
-            Panel(f"above base, {words}", "N, samples for each problem", panel.lines, log=True)
-            for words, panel in (("temperature 1", at_one), ("each at its best", best))
-        ]
+        halves = [above_base("temperature 1", at_one), above_base("each at its best", best)]
         draw(halves, f"{args.out}/temperature.png")
     panels = [panel for panel in panels if panel.lines]  # nothing is matched with a lone setting
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
-    x, few = "N, samples for each problem", ("base", "default", "unlikeliness-2")
-    plain, above = Panel("pass@N", x, {}, log=True), Panel("pass@N above base", x, {}, log=True)
+    plain = Panel("pass@N", "N, samples for each problem", {}, log=True)
     for name, line in panels[0].lines.items():  # an empty line keeps the colours of all figures the same
-        plain.lines[name] = line if name in few else ([], np.empty([3, 0]))
-    for name, (Ns, curve) in zip(settings, list(to_base.lines.values())[1:]):
-        shown = curve if name in few else np.where([[True], [False], [False]], curve, np.nan)  # bands of few
-        above.lines[name] = Ns, shown
-    draw([plain, above], f"{args.out}/pass_at_n.png")
+        plain.lines[name] = line if name in ("base", *BANDS) else ([], np.empty([3, 0]))
+    draw([plain, above_base("pass@N", to_base)], f"{args.out}/pass_at_n.png")
     draw(uplift_panels(by_rank), f"{args.out}/uplift.png")
     draw(curve_panels({name: seeds_of(folder, name)[0] for name in settings}), f"{args.out}/curves.png")
     fill(f"{args.out}/README.md", tables)
-    if os.path.samefile(args.out, f"{HERE}/results"):
+    page = os.path.relpath(os.path.realpath(args.out), f"{HERE}/results")
+    if page == ".":
         fill(f"{HERE}/README.md", tables)
+    elif not page.startswith(".."):  # the page above has some of these tables too
+        fill(f"{HERE}/results/README.md", {f"{page}/{name}": text for name, text in tables.items()})
     for name, text in tables.items():
         print(f"\n{name}\n\n{text}")
 

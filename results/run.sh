@@ -2,17 +2,19 @@
 # All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
 #
 #     bash results/run.sh                            # settings and ablation, into runs/results; then tables and figures
-#     PARTS="settings rivals temperature" SETTINGS="default unlikeliness-2" bash results/run.sh runs/rivals results/rivals
-#                                                    # other estimators of the advantage; two models and the base at four temperatures
+#     PARTS="settings rivals" SETTINGS="default epochs-2 unlikeliness-2" bash results/run.sh runs/rivals results/rivals
+#                                                    # other estimators of the advantage, beside three of the settings
+#     PARTS="settings rivals temperature" SEEDS=0 bash results/run.sh runs/temperature results/temperature
+#                                                    # all of them, sampled at four temperatures
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
 # Two jobs at a time, each on one core: that takes less time than one after the other on two. They share Lean's verdicts
 # (--verdicts), since many completions are sampled by several of them. A run goes once through its problems, the first of
-# toy/train.jsonl; temperatures are chosen on the last 100, which no run trains on, by one seed's models.
+# toy/train.jsonl; temperatures are chosen on the last 100, which no run trains on.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
-PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2} TEMPERED=${TEMPERED:-default unlikeliness-2}
+PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2}
 SETTINGS=${SETTINGS:-default high-kl epochs-2 epochs-3 unlikeliness-1 unlikeliness-2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
@@ -88,10 +90,12 @@ rivals() {  # the three estimators that gain most at N = 512 in the synthetic se
     done
 }
 
-temperature() {
+temperature() {  # each model, sampled cooler and hotter
     for T in 0.8 1.0 1.25 1.5; do
         echo "tempered base - $T"
-        for name in $TEMPERED; do echo "tempered $name ${SEEDS%% *} $T"; done
+        for seed in $SEEDS; do
+            for name in $SETTINGS f-grpo pass-at-k w-reinforce; do echo "tempered $name $seed $T"; done
+        done
     done
 }
 
