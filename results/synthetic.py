@@ -73,7 +73,7 @@ def compare(args: Namespace) -> None:
     change = {name: (NS, interval(values)) for name, values in gains.items()}
     by_rank = {name: (RANKS, interval(values)) for name, values in zip(SETTINGS, rates)}
     left = Panel("pass@N above the base model, points", "N", change, log=True, scale=1)
-    rank = "rank, 1 = the base model's favourite"
+    rank = "rank, 0 = the base model's favourite"
     right = Panel("right strategies made likelier, %", rank, by_rank, scale=1)
     path = os.path.join(args.out, "synthetic")
     zero = {"base model": (NS, np.zeros((3, len(NS))))}
@@ -82,11 +82,12 @@ def compare(args: Namespace) -> None:
     draw([left, right], f"{path}.png")
     left.lines, right.lines = {"base model, %": (NS, interval(base[0]))} | change, by_rank
     write_csv(f"{path}.csv", [left, right])
-    columns = [["points above base [95 %]", *left.lines]]
-    for k in (0, 4, 7, 9):
-        column = np.stack([curve[:, k] for _, curve in left.lines.values()], axis=1)  # [3, rows]
-        columns.append([f"N = {NS[k]}", *cells(column, column.shape[1], "+.1f", scale=1)])
-    table = markdown(columns)
+    shown = [0, 4, 7, 9]  # places in NS
+    rows = [["points above base [95 %]", *(f"N = {NS[k]}" for k in shown)]]
+    for name, (_, curve) in left.lines.items():
+        form = ".1f" if name == "base model, %" else "+.1f"
+        rows.append([name, *cells(curve[:, shown], len(shown), form, scale=1)])
+    table = markdown([list(column) for column in zip(*rows)])
     fill(os.path.join(args.out, "README.md"), {"synthetic": table})
     print(f"{table}\n\nFigure: {path}.png, all numbers: {path}.csv")
 

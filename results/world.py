@@ -19,7 +19,7 @@ from lib.cli import flags
 from train import token_losses
 
 NS = 2 ** np.arange(10)  # the N of pass@N: 1 .. 512
-RANKS = np.arange(1, 9)  # of a problem's right strategies; 1 = the base model's most likely
+RANKS = np.arange(8)  # of a problem's right strategies; 0 = the base model's most likely
 TRAIN, HELD_OUT, PROBLEMS_PER_STEP, GROUP, BUFFER = 2400, 500, 16, 32, 256
 KNOBS = {  # flag: (default, lowest, highest, help)
     "strategies": (128, 8, 4096, "K, the number of strategies"),
