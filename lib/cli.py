@@ -75,7 +75,9 @@ def flags(description: str, prog: str | None = None) -> argparse.ArgumentParser:
         known = re.findall(r"--[\w-]+", parser.format_usage())
         fail(message + (suggestion(unknown[1], known) if unknown else ""))
 
-    parser = argparse.ArgumentParser(prog, description=description, formatter_class=Defaults)
+    parser = argparse.ArgumentParser(
+        prog, description=description, formatter_class=Defaults, allow_abbrev=False
+    )
     parser.error = error  # type: ignore[method-assign,assignment]
     return parser
 

@@ -164,6 +164,7 @@ def test_a_mistyped_flag_is_suggested(capsys):
     parser.add_argument("--max-new-tokens", type=number(int, 1), default=200, help="tokens of a completion")
     for mistyped, words in [
         ("--unlikelyness", "--unlikelyness 3; did you mean --unlikeliness?"),
+        ("--unlikelines", "--unlikelines 3; did you mean --unlikeliness?"),  # no abbreviation
         ("--max_new_tokens", "did you mean --max-new-tokens?"),
         ("--something", "--something"),
     ]:
