@@ -99,13 +99,13 @@ def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: N
     for epoch in range(args.ppo_epochs):
         for minibatch in minibatches(rows, args, step, epoch):
             tokens = sum(len(row["completion_ids"]) for row in minibatch)
-            for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):  # of lib/logprobs.py
+            for trees in own_micro_batches(model, minibatch, args.micro_batch_tokens):  # rows by prefix
                 batch = make_batch(minibatch, trees, device)
                 logprobs = token_logprobs(model, batch, args.temperature)  # [N]
                 loss, k3, is_clipped = token_losses(
                     logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, args.clip, args.kl
                 )
-                # Times the number of processes, because gradients are averaged over them.
+                # weight: 0 in an idle process. Times count, since gradients are averaged over the processes.
                 (batch.weight * loss.sum() * count / tokens).backward()
                 sums += batch.weight * torch.stack([loss.detach().sum(), k3.detach().sum(), is_clipped.sum()])
             processes.average_gradients(model)

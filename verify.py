@@ -32,7 +32,7 @@ from lib import dojo
 from lib.cli import fail, flags, number, printable, run
 from lib.jsonl import check_out, numbered_rows, read_jsonl, resume_jsonl
 from lib.lean import KILLED, Lean, Stop, find_lean, header_of
-from lib.lean_file import GAP, Findings, bad_statements, gap, run_batch
+from lib.lean_file import SORRY, Findings, bad_statements, run_batch, with_sorry
 from lib.lexer import forbidden, single_theorem, theorem_name
 from lib.stream import ADDED, Verifier, follow, python_verifier, verify_stream
 from lib.verdicts import Key, Verdict, cached
@@ -73,10 +73,10 @@ def judge_batch(batch: list[Key], lean: Lean, timeout: float, stop: Stop = None)
     verdicts = judge_in_turn(shared, lean, timeout, stop) if shared else {}
     for key in batch:
         if not single_theorem(key[1]):
-            if gap(key) not in verdicts:
-                verdicts |= judge_in_turn([gap(key)], lean, timeout, stop)
-            bad = gap(key) in verdicts and verdicts[gap(key)][0] == "error"
-            verdicts |= {key: verdicts[gap(key)]} if bad else judge_in_turn([key], lean, timeout, stop)
+            if with_sorry(key) not in verdicts:
+                verdicts |= judge_in_turn([with_sorry(key)], lean, timeout, stop)
+            bad = with_sorry(key) in verdicts and verdicts[with_sorry(key)][0] == "error"
+            verdicts |= {key: verdicts[with_sorry(key)]} if bad else judge_in_turn([key], lean, timeout, stop)
     return {key: verdicts[key] for key in batch if key in verdicts}
 
 
@@ -104,10 +104,10 @@ def judge_once(
 def judge_misplaced(
     batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float, stop: Stop
 ) -> tuple[Verdicts, Again]:
-    """As judge_once, for an error in the header: it is bad if a `sorry` behind it has that error too.
-
-    Else a proof's error is there, since Lean cannot place it (`apply Or.inl`, new line, `.2.elim`)."""
-    alone = gap(batch[0])
+    """For an error that Lean reports at the header: it is bad if `sorry` in the place of a proof has it too.
+    Else it is a proof's, where Lean lost its place (`apply Or.inl`, new line, `.2.elim`): halves show whose.
+    """
+    alone = with_sorry(batch[0])
     probe = {} if batch == [alone] else judge_once([alone], first_try, lean, timeout, stop)[0]
     if batch == [alone] or alone in probe and probe[alone][1].startswith("bad header"):
         return {key: ("error", f"bad header: {error}", 0.0) for key in batch}, []
@@ -133,11 +133,11 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
         parts = [[key for key in batch if key[1] == statement] for statement in bad]
         parts.append([key for key in batch if key[1] not in bad])
         return {}, [(part, first_try) for part in parts if part]
-    places = {key: place for place, key in enumerate(found.keys, 1)}  # regions of lib/lean_file.py
+    places = {key: place for place, key in enumerate(found.keys, 1)}  # in the file; 0: the header
     verdicts: Verdicts = {}
     alone, once_more, after = [], [], []
     for key in batch:
-        place, stated = places[key], places.get(gap(key), 0)
+        place, stated = places[key], places.get(with_sorry(key), 0)
         errors, axioms, seconds = found.errors[place], found.axioms[place], found.seconds
         undisturbed = place - 1 in found.reached  # else what stands before may have swallowed a part of it
         if key[1] in bad:  # rule 1
@@ -158,7 +158,7 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
             after.append(key)
         elif undisturbed and not errors and axioms is not None and axioms <= AXIOMS:  # rule 6
             verdicts[key] = "proved", "", seconds
-        elif len(batch) > 1 and key[2] != GAP and not (undisturbed and errors):  # rule 7
+        elif len(batch) > 1 and key[2] != SORRY and not (undisturbed and errors):  # rule 7
             alone.append(key)
         else:  # rule 8
             extra = ", ".join(sorted((axioms or set()) - AXIOMS)) or "none: no theorem was added"
@@ -182,7 +182,7 @@ def lean_verifier(
     def judge_rows(rows, stop):
         early = [proof_or_verdict(row) for row in rows]
         # Lean sees the statement even if the filter stops the proof: a bad statement has no wrong proofs.
-        keys = [(*row_key(row)[:2], GAP if known else proof) for row, (proof, known) in zip(rows, early)]
+        keys = [(*row_key(row)[:2], SORRY if known else proof) for row, (proof, known) in zip(rows, early)]
         asked = dict.fromkeys(key for key, (_, known) in zip(keys, early) if not known or known[0] != "error")
         judged = judge(list(asked), lean, timeout, stop) if asked else {}
         added = []

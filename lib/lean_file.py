@@ -24,12 +24,12 @@ from lib.lean import Lean, Stop, run_lean
 from lib.lexer import PART, single_theorem, theorem_place
 from lib.verdicts import Key
 
-GAP = " sorry"  # the proof that shows whether a statement is one
+SORRY = " sorry"  # the proof that shows whether a statement is one
 
 
-def gap(key: Key) -> Key:
+def with_sorry(key: Key) -> Key:
     """The statement of a candidate, with `sorry` for a proof."""
-    return key[0], key[1], GAP
+    return key[0], key[1], SORRY
 
 
 class File(NamedTuple):
@@ -55,17 +55,17 @@ def region(statement: str, proof: str, tag: str) -> str:
     column = end - statement.rfind("\n", 0, end) - 1
     aligned = "" if statement[end] == "." else "\n" + " " * column  # not between t and .{u}
     renamed = statement[:start] + tagged + aligned + statement[end:]
-    gap = "\n" if proof == GAP else "\n\n"
+    space = "\n" if proof == SORRY else "\n\n"
     axioms = f"section set_option pp.fullNames true #print axioms {tagged} end\n"
     if not single_theorem(statement):  # it has a process of its own, and may open sections itself
-        return f"{renamed}{proof.rstrip()}{gap}{axioms}"
-    return f"section {tag}\n{renamed}{proof.rstrip()}{gap}end {tag} {axioms}"
+        return f"{renamed}{proof.rstrip()}{space}{axioms}"
+    return f"section {tag}\n{renamed}{proof.rstrip()}{space}end {tag} {axioms}"
 
 
 def build_file(batch: list[Key], lean: Lean) -> File:
     """The file of a batch: each statement with `sorry`, then each candidate."""
     tag = "_c" + secrets.token_hex(8)
-    stated = [gap(key) for key in batch if single_theorem(key[1])]  # others have been tried before
+    stated = [with_sorry(key) for key in batch if single_theorem(key[1])]  # others have been tried before
     keys = list(dict.fromkeys(stated + batch))
     parts = [batch[0][0].rstrip() + f'\n#print "{tag}_0."\n']
     starts, ends, line = [], [], 1
@@ -73,7 +73,7 @@ def build_file(batch: list[Key], lean: Lean) -> File:
         if place > 0:
             _, statement, proof = keys[place - 1]
             starts.append(line)
-            parts.append(region(statement.rstrip() if proof == GAP else statement, proof, f"{tag}_{place}"))
+            parts.append(region(statement.rstrip() if proof == SORRY else statement, proof, f"{tag}_{place}"))
         line += parts[-1].count("\n")
         ends.append(line - 1)
         if lean.sign:  # an old Lean, whose messages come at its end
@@ -129,7 +129,7 @@ def bad_statements(found: Findings) -> dict[str, str]:
     """{statement: what is wrong with it}: an error in the region where it stands with `sorry`."""
     bad = {}
     for place, (_, statement, proof) in enumerate(found.keys, 1):
-        if proof == GAP and place < found.ended and not found.lost:
+        if proof == SORRY and place < found.ended and not found.lost:
             if found.errors[place] or found.axioms[place] is None:
                 reason = found.errors[place][0] if found.errors[place] else "Lean does not accept it"
                 bad[statement] = f"bad statement: {reason}"

@@ -24,7 +24,7 @@ from lib.jsonl import cannot_write, read_verified
 from lib.model import save_tokenizer
 from lib.processes import full_state
 
-FORMAT = 2  # of args.json and trainer.pt
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs none
 # Settings that a resumed run may change. Files are compared by their content.
 FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
     reference_device shard gradient_checkpointing compile gpus tensor_parallel gpu_memory_utilization
@@ -124,7 +124,7 @@ def open_run(args: Namespace) -> tuple[dict, str | None]:
     if args.resume and not os.path.isdir(args.out):
         print(f"there is no run in {args.out} yet: starting one", file=sys.stderr)
     files = {name: fingerprint(getattr(args, name)) for name in FILES}
-    record = {"format": FORMAT, "run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
+    record = {"run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
     try:
         os.makedirs(args.out, exist_ok=True)
         lock(args.out)
@@ -235,7 +235,7 @@ def save_checkpoint(
     if not processes.is_main():
         return
     adam_steps = int(next(iter(optimizer.state.values()))["step"])
-    state = {"format": FORMAT, "steps": steps, "adam_steps": adam_steps, "buffer": buffer}
+    state = {"steps": steps, "adam_steps": adam_steps, "buffer": buffer}
     with writing(f"{part}/trainer.pt"):
         torch.save(state, f"{part}/trainer.pt")
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again

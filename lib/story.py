@@ -62,7 +62,7 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
         told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
         for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
             proof, times = proofs.most_common(1)[0]
-            told += f"\n{when}, {correct} of {n} samples are correct; {times} of them are\n\n"
+            told += f"\n{when}, {correct} of {n} samples are correct; {times} of these:\n\n"
             told += indented("  " + proof) + "\n"
     groups: dict[str, list[int]] = {}
     for i in sorted(range(len(rows)), key=lambda i: -before[i]):

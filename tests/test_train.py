@@ -744,5 +744,5 @@ def test_the_command_itself_ends_with_one_sentence(tmp_path, flags, word):
 
 def test_checkpoints_are_loaded_without_pickled_code(whole_run):
     state = torch.load(f"{whole_run[0]}/checkpoints/step_00004/trainer.pt", weights_only=True)
-    assert state["steps"] == 4 and set(state) == {"format", "adam_steps", "steps", "buffer"}
+    assert state["steps"] == 4 and set(state) == {"adam_steps", "steps", "buffer"}
     json.dumps(state["buffer"])
