@@ -589,9 +589,9 @@ def test_examples_are_the_theorem_and_the_rare_proof_that_gained_most():
     base, trained = counts(8, a="uvwxyz", b="st"), counts(8, b="ssst", a="uuuvwxy")
     text = story.examples({"base": base, "run": trained}, rows, before, after)
     assert (
-        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of them are\n\n      s" in text
+        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of these:\n\n      s" in text
     )  # +2 of 8, a +1 of 8
-    assert "After, 4 of 8 samples are correct; 3 of them are\n\n      s" in text
+    assert "After, 4 of 8 samples are correct; 3 of these:\n\n      s" in text
     assert "to 2.72 times the probability (0.0025 before)" in text and text.endswith(
         "theorem a\n      z"
     )  # z alone is a rarest fifth
