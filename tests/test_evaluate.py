@@ -822,7 +822,8 @@ def test_compare_tells_one_run_with_examples(run_folders, called):
     assert done.returncode == 0, done.stderr
     assert "The theorem that gained most" in done.stdout and "theorem p : True := by" in done.stdout
     assert (
-        "3 of 4 samples are correct; 2 of these:" in done.stdout and "4 of 4 samples are correct" in done.stdout
+        "3 of 4 samples are correct; 2 of these:" in done.stdout
+        and "4 of 4 samples are correct" in done.stdout
     )
 
 
