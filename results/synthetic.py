@@ -131,8 +131,7 @@ def draw_map(args: Namespace) -> None:
 
 def main() -> None:
     parser = flags("GRPO and its rivals in a synthetic world where pass@N is exact.")
-    count = number(int, 1)
-    add = parser.add_argument
+    add, count = parser.add_argument, number(int, 1)
     add("--map", action="store_true", help="draw the map instead of the table and the figure")
     add("--seeds", type=count, help="worlds to train each setting in (default: 20; --map: 4)")
     add("--out", default="results", help="folder for the figures, and of the README.md to fill")

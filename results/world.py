@@ -9,13 +9,14 @@ random: pass@N is the mean over held-out problems of 1 - (1 - p)^N, p the probab
 Unlike train.py: a completion is one token; Adam without weight decay; no gradient clipping.
 """
 
-from argparse import Namespace
+import functools
+from argparse import ArgumentParser, Namespace
 
 import numpy as np
 import torch
 
 import advantage
-from lib.cli import flags
+from lib.cli import parse_settings
 from train import token_losses
 
 NS = 2 ** np.arange(10)  # the N of pass@N: 1 .. 512
@@ -103,13 +104,14 @@ def update(policy: list, base: list, optimizer: torch.optim.Optimizer, groups: l
             optimizer.step()
 
 
-def setting(command_line: str) -> Namespace:
-    """A setting from the flags that train.py has for it."""
-    parser = flags("")
+def add_flags(parser: ArgumentParser) -> None:
+    """The flags of train.py that make a setting."""
     advantage.add_flags(parser)
     parser.add_argument("--kl", type=float)
     parser.add_argument("--ppo-epochs", type=int, default=1)
-    return parser.parse_args(command_line.split())
+
+
+setting = functools.partial(parse_settings, add_flags)
 
 
 def train(policy: list, features: torch.Tensor, solves: torch.Tensor, world, args, seed: int) -> None:
