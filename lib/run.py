@@ -217,7 +217,6 @@ def save_checkpoint(
     The folder gets its name when it is complete. Each process writes its part of the moments. Older
     checkpoints lose trainer.pt and optimizer/, which are twice the size of the weights."""
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # true of a single process
     folder = f"{args.out}/checkpoints"
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
     weights, tensors = full_state(model), moments(model, optimizer)
