@@ -71,12 +71,14 @@ def judge_batch(batch: list[Key], lean: Lean, timeout: float, stop: Stop = None)
     gets a process of its own, and so does each of its candidates."""
     shared = [key for key in batch if single_theorem(key[1])]
     verdicts = judge_in_turn(shared, lean, timeout, stop) if shared else {}
-    for key in batch:
-        if not single_theorem(key[1]):
-            if with_sorry(key) not in verdicts:
-                verdicts |= judge_in_turn([with_sorry(key)], lean, timeout, stop)
-            bad = with_sorry(key) in verdicts and verdicts[with_sorry(key)][0] == "error"
-            verdicts |= {key: verdicts[with_sorry(key)]} if bad else judge_in_turn([key], lean, timeout, stop)
+    for key in [key for key in batch if not single_theorem(key[1])]:
+        stated = with_sorry(key)
+        if stated not in verdicts:
+            verdicts |= judge_in_turn([stated], lean, timeout, stop)
+        if stated in verdicts and verdicts[stated][0] == "error":
+            verdicts[key] = verdicts[stated]
+        else:
+            verdicts |= judge_in_turn([key], lean, timeout, stop)
     return {key: verdicts[key] for key in batch if key in verdicts}
 
 
@@ -104,9 +106,8 @@ def judge_once(
 def judge_misplaced(
     batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float, stop: Stop
 ) -> tuple[Verdicts, Again]:
-    """For an error that Lean reports at the header: it is bad if `sorry` in the place of a proof has it too.
-    Else it is a proof's, where Lean lost its place (`apply Or.inl`, new line, `.2.elim`): halves show whose.
-    """
+    """For an error that Lean reports at the header: it is the header's if `sorry` has it too. Else it is a
+    proof's, where Lean lost its place (`apply Or.inl`, new line, `.2.elim`), and halves show whose."""
     alone = with_sorry(batch[0])
     probe = {} if batch == [alone] else judge_once([alone], first_try, lean, timeout, stop)[0]
     if batch == [alone] or alone in probe and probe[alone][1].startswith("bad header"):
@@ -284,15 +285,14 @@ def main():
 
     settings = [args.lean, args.project, args.header, args.timeout, args.max_heartbeats, args.verifier]
     resume_jsonl(args.out, settings, inputs, rows_after)
-    verdicts, error = collections.Counter(), ""
+    verdicts, messages = collections.Counter(), {}
     for row in read_jsonl(args.out):
         verdicts[row["verdict"]] += 1
-        if row["verdict"] == "error":
-            error = error or row["message"]
+        messages.setdefault(row["verdict"], row["message"])
     names = REWARD if asks_lean(args) else ("scored", "error")
     print(f"{verdicts.total()} rows:", ", ".join(f"{verdicts[name]} {name}" for name in names))
     if count := verdicts["error"]:
-        said = printable(" ".join(error.split()))
+        said = printable(" ".join(messages["error"].split()))
         print(f"warning: no verdict on {count} rows (reward null): {said}", file=sys.stderr)
 
 

@@ -76,7 +76,7 @@ def correct_samples(path: str) -> list[dict]:
     distinct: dict[str, dict] = {}
     for row in read_verified(path, "prompt_ids", "completion_ids"):
         if row["reward"] is not None and row["reward"] >= 1:
-            keys = ("id", "statement", "completion", "prompt_ids", "completion_ids")
+            keys = ("id", "statement", "completion", "prompt_ids", "completion_ids", "model")
             kept = {key: row.get(key) for key in keys}
             distinct.setdefault(row["id"], {})[tuple(row["completion_ids"])] = kept
     return [row for group in distinct.values() for row in group.values()]

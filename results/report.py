@@ -121,7 +121,7 @@ def uplifts(folder: str, names: list[str], which: int) -> dict[str, Any]:
     """{setting: uplift(...)} of the base model's correct training samples at one checkpoint of each seed."""
     args = argparse.Namespace(dtype="float32", device="auto", micro_batch_tokens=16384)
     rows = correct_samples(f"{folder}/base-train/verified.jsonl")
-    before, rates = score(f"{HERE}/toy/base", rows, args), {}
+    before, rates = score(os.path.join(HERE, rows[0]["model"]), rows, args), {}
     for name in names:
         checkpoints = [sorted(glob.glob(f"{path}/checkpoints/step_*")) for path in seeds_of(folder, name)]
         after = [score(paths[which], rows, args) for paths in checkpoints]  # [S, n]

@@ -6,14 +6,16 @@
 #                                                    # other estimators of the advantage, beside three of the settings
 #     PARTS="settings rivals temperature" SEEDS=0 bash results/run.sh runs/temperature results/temperature
 #                                                    # all of them, sampled at four temperatures
+#     DOMAIN=nat TUNING=400 STEPS=600 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # theorems about numbers
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
 # Two jobs at a time, each on one core: that takes less time than one after the other on two. They share Lean's verdicts
 # (--verdicts), since many completions are sampled by several of them. A run goes once through its problems, the first of
-# toy/train.jsonl; temperatures are chosen on the last 100, which no run trains on.
+# train.jsonl in the folder DOMAIN; temperatures are chosen on the last ones there, which no run trains on.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
+export DOMAIN=${DOMAIN:-toy} TUNING=${TUNING:-100}
 PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2}
 SETTINGS=${SETTINGS:-default high-kl epochs-2 epochs-3 unlikeliness-1 unlikeliness-2}
 export OMP_NUM_THREADS=1
@@ -21,34 +23,34 @@ REPORT=${2:-results}
 mkdir -p "$OUT" "$REPORT"
 OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
 cd "$(dirname "$0")/.."
-head -n $((16 * STEPS)) toy/train.jsonl > "$OUT/train.jsonl"
-tail -n 100 toy/train.jsonl > "$OUT/tuning.jsonl"
+head -n $((16 * STEPS)) "$DOMAIN/train.jsonl" > "$OUT/train.jsonl"
+tail -n "$TUNING" "$DOMAIN/train.jsonl" > "$OUT/tuning.jsonl"
 
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
     mkdir -p "$OUT/$1"
     test -e "$OUT/$1/samples.jsonl" || python sample.py --max-new-tokens 200 --out "$OUT/$1/samples.jsonl" "${@:2}" || return
-    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --workers 1 --verify-batch 128 --verdicts "$OUT/verdicts.sqlite"
+    python verify.py "$OUT/$1/samples.jsonl" --out "$OUT/$1/verified.jsonl" --project "$DOMAIN" --workers 1 --verify-batch 128 --verdicts "$OUT/verdicts.sqlite"
 }
 
 run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems
     local last=checkpoints/step_$(printf %05d "$3")
-    test -d "$OUT/$1-seed$2/$last" || python train.py --problems "$OUT/train.jsonl" --out "$OUT/$1-seed$2" --resume --seed "$2" \
+    test -d "$OUT/$1-seed$2/$last" || python train.py --model "$DOMAIN/base" --problems "$OUT/train.jsonl" --project "$DOMAIN" --out "$OUT/$1-seed$2" --resume --seed "$2" \
         --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
-    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems toy/val.jsonl --num-samples "$4" || return
+    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems $DOMAIN/val.jsonl --num-samples "$4" || return
     if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
-        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems toy/val.jsonl --num-samples "$FEWER"
+        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems $DOMAIN/val.jsonl --num-samples "$FEWER"
     fi
 }
 
 tempered() {  # NAME SEED TEMPERATURE: samples of a trained model, or of the base model, at this temperature
     local folder=$1-seed$2 model=$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$STEPS")
-    if [ "$1" = base ]; then folder=base model=toy/base; fi
+    if [ "$1" = base ]; then folder=base model=$DOMAIN/base; fi
     judged "$folder/tune-$3" --model "$model" --problems "$OUT/tuning.jsonl" --num-samples "$SAMPLES" --temperature "$3" || return
     if [ "$3" = 1.0 ]; then
         ln -sfn val "$OUT/$folder/val-1.0"  # they are there already
     else
-        judged "$folder/val-$3" --model "$model" --problems toy/val.jsonl --num-samples "$SAMPLES" --temperature "$3"
+        judged "$folder/val-$3" --model "$model" --problems $DOMAIN/val.jsonl --num-samples "$SAMPLES" --temperature "$3"
     fi
 }
 
@@ -61,8 +63,8 @@ job() {  # one of the three, with its words in a log
 export -f judged run tempered job
 
 settings() {  # the paper's (Table 1), and the base model
-    echo "judged base/val --model toy/base --problems toy/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
-    echo "judged base-train --model toy/base --problems toy/train.jsonl --limit 200 --num-samples $FEWER"
+    echo "judged base/val --model $DOMAIN/base --problems $DOMAIN/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
+    echo "judged base-train --model $DOMAIN/base --problems $DOMAIN/train.jsonl --limit 200 --num-samples $FEWER"
     for seed in $SEEDS; do
         echo "run default $seed $STEPS $SAMPLES --kl 0.02"
         echo "run high-kl $seed $STEPS $SAMPLES --kl 0.1"

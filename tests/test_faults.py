@@ -93,17 +93,17 @@ def fault_rows(count, faults, seed=0):
 def test_faults_in_a_tenth_of_the_rows_change_no_other_verdict(tmp_path, monkeypatch):
     """Lean killed, out of memory, flooding, hanging, now and again or every time: no row is lost, no verdict mixed up."""
     faults = {
-        "dies": 15,
-        "dies-once": 30,
-        "panics": 10,
-        "panics-once": 20,
-        "aborts": 5,
-        "aborts-once": 12,
-        "floods": 3,
-        "quits": 3,
-        "hangs": 2,
+        "dies": 30,
+        "dies-once": 60,
+        "panics": 20,
+        "panics-once": 40,
+        "aborts": 10,
+        "aborts-once": 25,
+        "floods": 5,
+        "quits": 5,
+        "hangs": 4,
     }
-    rows, expected = fault_rows(1000, faults)
+    rows, expected = fault_rows(2000, faults)
     monkeypatch.setattr(lib.lean, "OUTPUT_MB", 8)  # 64 on a busy machine would take the time limit
     lean = with_faults(lib.lean.find_lean(), tmp_path)
     assert (
