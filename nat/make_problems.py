@@ -33,7 +33,7 @@ VARIABLES = "abcd"
 OPERATORS = {ast.Add: "+", ast.Mult: "*", ast.Pow: "^"}
 # Lean's precedence of an operator, and the least precedence of its left and right side without parentheses.
 PRECEDENCE = {"=": (50, 51, 51), "+": (65, 65, 66), "*": (70, 70, 71), "^": (75, 76, 75)}
-KINDS = {"identity": 30, "hypothesis": 25, "cancel": 20, "power": 25}  # of theorems, and how often
+KINDS = {"identity": 30, "hypothesis": 25, "cancel": 20, "power": 15}  # of theorems, and how often
 # The habit: how often the search tries a rule, where any other lemma counts 1.
 HABIT = """ih 20 h 8 add_comm 8 mul_comm 8 add_assoc 4 mul_assoc 4 add_zero 4 mul_one 4 zero_add 3 one_mul 3
     mul_add 2 pow_succ 2 add_right_comm .5 mul_right_comm .5 add_add_add_comm .3 mul_mul_mul_comm .3"""
@@ -197,13 +197,13 @@ def call(step, told):
 
 
 def step_text(rng, step, goal):
-    """The step as rw has to be told it in this goal, mostly with as few arguments as it needs; or None."""
+    """The step as rw has to be told it in this goal, or None. Mostly with all arguments: they say where."""
     most = len(step.rule.told)
-    for told in range(most + 1):
+    for told in [most] if rng.random() < 0.9 else range(most + 1):
         pattern = substitute(step.rule.left, {v: step.bound[v] for v in step.rule.told[:told]})
         fitting = (s for s in subterms(goal) if s == pattern or s[0] == pattern[0] and match(pattern, s, {}))
         if next(fitting, None) == step.old:
-            return step.rule.arrow + call(step, most if rng.random() < 0.1 else told)
+            return step.rule.arrow + call(step, told)
     return None
 
 
@@ -220,7 +220,7 @@ def connect(rng, left, right, rules, budget, one_way=False):
     def cost(rule):
         if rule not in costs:
             weight = WEIGHTS.get(rule.name.removeprefix("Nat.").rstrip("12"), 1) * (0.5 if rule.arrow else 1)
-            costs[rule] = max(0.5, 4 - math.log(weight) + rng.gauss(0, 1))
+            costs[rule] = max(0.5, 4 - math.log(weight) + rng.gauss(0, 0.5))
         return costs[rule]
 
     def way(side, t):
@@ -316,9 +316,14 @@ def by_induction(rng, goal, rules, variable, budget):
 
 
 def random_term(rng, size, names):
-    """A term with `size` leaves."""
+    """A term with `size` leaves. Most variables leave the list `names`, so that few occur twice."""
+    if size == 1 and rng.random() < 0.85:
+        name = rng.choice(names)
+        if len(names) > 1 and rng.random() < 0.8:
+            names.remove(name)
+        return name
     if size == 1:
-        return rng.choice(names) if rng.random() < 0.85 else rng.choice("0112")
+        return rng.choice("0112")
     op = rng.choices("+*^", (50, 42, 8))[0]
     if op == "^":
         return op, random_term(rng, size - 1, names), rng.choice([*names, "2"])
@@ -344,10 +349,10 @@ def walk(rng, t, most):
 def random_theorem(rng, far):
     """(kind, hypotheses, goal, for by_cancelling: (lemma, values of u, v, w)) of a theorem that holds."""
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-    names = VARIABLES[: rng.choice((1, 2, 3, 3, 4))]
+    names = VARIABLES[: rng.choice((3, 3, 4))]
 
     def term(*sizes):
-        return random_term(rng, rng.choice(sizes), names)
+        return random_term(rng, rng.choice(sizes), list(names))
 
     def walked(left, right):
         most = far // 3 if kind == "power" else far  # or the search finds no proof
@@ -360,7 +365,7 @@ def random_theorem(rng, far):
         return kind, [walked(*substitute(parse(form), values)[1:])], goal, (lemma, values)
     pairs, hypotheses = [], []
     if kind == "identity":
-        pairs = [(t, t) for t in [term(2, 3, 4, 5, 6, 7, 8)]]
+        pairs = [(t, t) for t in [term(2, 3, 3, 4, 5)]]
     if kind == "power":
         values = dict(zip("abc", rng.sample(VARIABLES[:3], 3)))
         values["a"] = random_term(rng, rng.choice((1, 1, 2)), [values["a"], "d"])
@@ -434,7 +439,7 @@ def main():
     parser.add_argument("--proofs", type=count, default=4, help="most proofs of a theorem")
     parser.add_argument("--searches", type=count, default=6, help="searches a theorem")
     parser.add_argument("--budget", type=count, default=400, help="terms that a search may open")
-    parser.add_argument("--far", type=count, default=8, help="most random steps on each side of a theorem")
+    parser.add_argument("--far", type=count, default=2, help="most random steps on each side of a theorem")
     args = parser.parse_args()
 
     rows = []

@@ -7,6 +7,7 @@
 #     PARTS="settings rivals temperature" SEEDS=0 bash results/run.sh runs/temperature results/temperature
 #                                                    # all of them, sampled at four temperatures
 #     DOMAIN=nat TUNING=400 STEPS=600 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # theorems about numbers
+#     DOMAIN=nat TUNING=400 STEPS=600 PARTS=rates SEEDS=0 bash results/run.sh runs/nat-rates    # GRPO-Default at learning rates
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
@@ -15,7 +16,7 @@
 # train.jsonl in the folder DOMAIN; temperatures are chosen on the last ones there, which no run trains on.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
-export DOMAIN=${DOMAIN:-toy} TUNING=${TUNING:-100}
+export DOMAIN=${DOMAIN:-toy} TUNING=${TUNING:-100} HELD_OUT=${DOMAIN:-toy}/val.jsonl RATES=${RATES:-5e-5 1e-4 2e-4}
 PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2}
 SETTINGS=${SETTINGS:-default high-kl epochs-2 epochs-3 unlikeliness-1 unlikeliness-2}
 export OMP_NUM_THREADS=1
@@ -37,9 +38,9 @@ run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after t
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --model "$DOMAIN/base" --problems "$OUT/train.jsonl" --project "$DOMAIN" --out "$OUT/$1-seed$2" --resume --seed "$2" \
         --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
-    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems $DOMAIN/val.jsonl --num-samples "$4" || return
+    judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems "$HELD_OUT" --num-samples "$4" || return
     if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
-        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems $DOMAIN/val.jsonl --num-samples "$FEWER"
+        judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems "$HELD_OUT" --num-samples "$FEWER"
     fi
 }
 
@@ -50,7 +51,7 @@ tempered() {  # NAME SEED TEMPERATURE: samples of a trained model, or of the bas
     if [ "$3" = 1.0 ]; then
         ln -sfn val "$OUT/$folder/val-1.0"  # they are there already
     else
-        judged "$folder/val-$3" --model "$model" --problems $DOMAIN/val.jsonl --num-samples "$SAMPLES" --temperature "$3"
+        judged "$folder/val-$3" --model "$model" --problems "$HELD_OUT" --num-samples "$SAMPLES" --temperature "$3"
     fi
 }
 
@@ -63,7 +64,7 @@ job() {  # one of the three, with its words in a log
 export -f judged run tempered job
 
 settings() {  # the paper's (Table 1), and the base model
-    echo "judged base/val --model $DOMAIN/base --problems $DOMAIN/val.jsonl --num-samples $((2 * SAMPLES))"  # all are compared with it
+    echo "judged base/val --model $DOMAIN/base --problems $HELD_OUT --num-samples $((2 * SAMPLES))"  # all are compared with it
     echo "judged base-train --model $DOMAIN/base --problems $DOMAIN/train.jsonl --limit 200 --num-samples $FEWER"
     for seed in $SEEDS; do
         echo "run default $seed $STEPS $SAMPLES --kl 0.02"
@@ -73,6 +74,13 @@ settings() {  # the paper's (Table 1), and the base model
         echo "run unlikeliness-1 $seed $STEPS $SAMPLES --kl 0.1 --unlikeliness 0.25"
         echo "run unlikeliness-2 $seed $STEPS $SAMPLES --kl 0.1 --ppo-epochs 2 --unlikeliness 0.25"
     done | grep -E "run (${SETTINGS// /|}) "
+}
+
+rates() {  # GRPO-Default at some learning rates, judged on the tuning problems
+    echo "judged base/val --model $DOMAIN/base --problems $HELD_OUT --num-samples $FEWER"
+    for seed in $SEEDS; do
+        for rate in $RATES; do echo "run lr-$rate $seed $STEPS $FEWER --kl 0.02 --lr $rate"; done
+    done
 }
 
 ablation() {  # unlikeliness-2 with one thing changed, and fewer steps; its beta_rank 0 is epochs-2
@@ -101,7 +109,14 @@ temperature() {  # each model, sampled cooler and hotter
     done
 }
 
+if [ "$PARTS" = rates ]; then HELD_OUT=$OUT/tuning.jsonl; fi
 if [[ ! " $PARTS " =~ " ablation " ]]; then export SHORT=0; fi
 for part in $PARTS; do "$part"; done | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 
+if [ "$PARTS" = rates ]; then
+    for run in "$OUT"/lr-*-seed*/; do
+        echo "$run: KL a token at the end $(tail -n 1 "$run/metrics.jsonl" | grep -o '"kl": [^,]*')"
+    done
+    exec python evaluate.py "$OUT"/base/val/verified.jsonl "$OUT"/lr-*/val/verified.jsonl
+fi
 python results/report.py "$OUT" --out "$REPORT"

@@ -86,7 +86,7 @@ def test_the_lemmas_are_those_of_leans_library_and_rest_on_no_axiom(lean):
 
 
 def random_goal(rng):
-    sides = [make_problems.random_term(rng, rng.randint(2, 6), "abcd") for _ in range(2)]
+    sides = [make_problems.random_term(rng, rng.randint(2, 6), [*"abcdabcd"]) for _ in range(2)]
     return "=", *sides
 
 
@@ -128,6 +128,13 @@ def test_rw_sees_a_numeral_as_a_sum():
     assert bound == {"?n": "1", "?m": "b"}
     assert not make_problems.match(("+", "?n", "1"), ("+", "a", "b"), {})
     assert not make_problems.match(("+", "?n", "1"), "0", {})
+
+
+def form_of(statement):
+    """The canonical form of `theorem t (a b : Nat) (h1 : X) (h2 : Y) : Z := by`."""
+    texts = re.split(r"\)? \(h\d? : |\)? : | := by", statement.split(" : Nat)")[1])
+    *hypotheses, goal = (make_problems.parse(text) for text in texts if text)
+    return make_problems.canonical(hypotheses, goal)
 
 
 def test_renaming_the_sides_and_the_order_of_hypotheses_make_no_other_theorem():
@@ -189,17 +196,15 @@ def test_the_script_makes_problems_from_a_seed_and_a_base_prover_reads_them(lean
     assert {row["kind"] for row in train + val} <= set(make_problems.KINDS) and all(
         row["steps"] > 0 for row in train
     )
-    forms = set()
     statements = {row["statement"] for row in train + val + sft}
-    for statement in statements:  # theorem t (a b : Nat) (h1 : X) (h2 : Y) : Z := by
-        texts = re.split(r"\)? \(h\d? : |\)? : | := by", statement.split(" : Nat)")[1])
-        *hypotheses, goal = (make_problems.parse(text) for text in texts if text)
-        forms.add(make_problems.canonical(hypotheses, goal))
-    assert len(forms) == len(statements) > 25
+    assert len({form_of(statement) for statement in statements}) == len(statements) > 25
     assert all(row["verdict"] == "proved" for row in verify_rows(sft, lean, progress=False))
     words = ["--sft", f"{tmp_path}/a/sft.jsonl", "--out", f"{tmp_path}/base", "--steps", "2", "--batch", "4"]
     subprocess.run(
-        [sys.executable, "toy/make_base.py", *words, "--width", "64"], cwd=ROOT, check=True, timeout=300
+        [sys.executable, "toy/make_base.py", *words, "--width", "64", "--muon"],
+        cwd=ROOT,
+        check=True,
+        timeout=300,
     )
     _, tokenizer = load_model(f"{tmp_path}/base")
     for row in sft:

@@ -1,7 +1,7 @@
 """Trains a base prover by supervised fine-tuning on random proofs.
 
     python toy/make_base.py --sft runs/sft.jsonl --out toy/base
-    python toy/make_base.py --sft runs/nat-sft.jsonl --out nat/base --width 192
+    python toy/make_base.py --sft runs/nat-sft.jsonl --out nat/base --steps 6000 --muon
 
 Reads: statement, completion. Writes a Hugging Face folder: a LlamaForCausalLM of a million parameters or two
 and a word-level tokenizer that decodes to the exact text: words have the space before them, line breaks their
@@ -67,6 +67,17 @@ def completion_loss(model, batch):
     return model(input_ids=ids, labels=pad_sequence(labels, batch_first=True, padding_value=-100)).loss
 
 
+def make_optimizers(model, lr, muon):
+    """AdamW for all weights, or Muon for the blocks' matrices: it needs far fewer proofs of arithmetic."""
+    adamw, matrices = [], []
+    for name, weight in model.named_parameters():
+        (matrices if muon and weight.ndim == 2 and "layers" in name else adamw).append(weight)
+    optimizers = [torch.optim.AdamW(adamw, lr=lr, weight_decay=0.1, betas=(0.9, 0.98))]
+    if muon:
+        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
 def main():
     parser = flags("Supervised training of a base prover.")
     parser.add_argument("--sft", default="runs/sft.jsonl", help="JSONL from make_problems.py")
@@ -76,6 +87,7 @@ def main():
     parser.add_argument("--steps", type=number(int, 1), default=4500, help="optimizer steps")
     parser.add_argument("--batch", type=number(int, 1), default=96, help="proofs a step")
     parser.add_argument("--lr", type=number(float, 0), default=3e-3, help="peak learning rate (cosine to 0)")
+    parser.add_argument("--muon", action="store_true", help="Muon instead of AdamW for the blocks' matrices")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of weights and data order")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -92,19 +104,20 @@ def main():
     data = sorted((pair for pair in pairs if len(pair[0]) <= 256), key=lambda pair: len(pair[0]))
 
     model = make_model(len(tokenizer), args.layers, args.width)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizers = make_optimizers(model, args.lr, args.muon)
     title = f"{model.num_parameters():,} parameters, {len(data):,} proofs"
     bar = tqdm(range(args.steps), desc=title, mininterval=5)
     for step in bar:
-        for group in optimizer.param_groups:
-            warmup, cosine = min(1, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        warmup, cosine = min(1, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = args.lr * warmup * cosine
         start = torch.randint(max(1, len(data) - args.batch), ()).item()
         loss = completion_loss(model, data[start : start + args.batch])  # of similar length: little padding
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         if step % 100 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     model.save_pretrained(args.out)
