@@ -94,6 +94,7 @@ def samples(path, correct, n=4):
             prompt_ids=[1, 158],
             completion_ids=[4, 33 + k, 2],
             finish_reason="stop",
+            model="toy/base",
         )
         for name, c in correct.items()
         for k in range(n)
