@@ -317,13 +317,13 @@ def by_induction(rng, goal, rules, variable, budget):
 
 def random_term(rng, size, names):
     """A term with `size` leaves. Most variables leave the list `names`, so that few occur twice."""
-    if size == 1 and rng.random() < 0.85:
+    if size == 1:
+        if rng.random() >= 0.85:
+            return rng.choice("0112")
         name = rng.choice(names)
         if len(names) > 1 and rng.random() < 0.8:
             names.remove(name)
         return name
-    if size == 1:
-        return rng.choice("0112")
     op = rng.choices("+*^", (50, 42, 8))[0]
     if op == "^":
         return op, random_term(rng, size - 1, names), rng.choice([*names, "2"])

@@ -16,8 +16,8 @@
 # train.jsonl in the folder DOMAIN; temperatures are chosen on the last ones there, which no run trains on.
 set -euo pipefail
 export OUT=${1:-runs/results} STEPS=${STEPS:-150} SHORT=${SHORT:-50} LR=${LR:-1e-4} SAMPLES=${SAMPLES:-256} FEWER=${FEWER:-64}
-export DOMAIN=${DOMAIN:-toy} TUNING=${TUNING:-100} HELD_OUT=${DOMAIN:-toy}/val.jsonl RATES=${RATES:-5e-5 1e-4 2e-4}
-PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2}
+export DOMAIN=${DOMAIN:-toy} HELD_OUT
+PARTS=${PARTS:-settings ablation} SEEDS=${SEEDS:-0 1 2} RATES=${RATES:-5e-5 1e-4 2e-4} TUNING=${TUNING:-100}
 SETTINGS=${SETTINGS:-default high-kl epochs-2 epochs-3 unlikeliness-1 unlikeliness-2}
 export OMP_NUM_THREADS=1
 REPORT=${2:-results}
@@ -26,6 +26,8 @@ OUT=$(realpath "$OUT") REPORT=$(realpath "$REPORT")
 cd "$(dirname "$0")/.."
 head -n $((16 * STEPS)) "$DOMAIN/train.jsonl" > "$OUT/train.jsonl"
 tail -n "$TUNING" "$DOMAIN/train.jsonl" > "$OUT/tuning.jsonl"
+HELD_OUT=$DOMAIN/val.jsonl
+if [ "$PARTS" = rates ]; then HELD_OUT=$OUT/tuning.jsonl; fi
 
 judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
     test -e "$OUT/$1/verified.jsonl" && return
@@ -109,7 +111,6 @@ temperature() {  # each model, sampled cooler and hotter
     done
 }
 
-if [ "$PARTS" = rates ]; then HELD_OUT=$OUT/tuning.jsonl; fi
 if [[ ! " $PARTS " =~ " ablation " ]]; then export SHORT=0; fi
 for part in $PARTS; do "$part"; done | xargs -P 2 -I{} bash -euo pipefail -c 'job {}'
 
