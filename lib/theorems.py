@@ -1,8 +1,9 @@
 """What toy/ and nat/ share: flags, the search for theorems over seeds, the files that come of it."""
 
 import argparse
+import os
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -26,32 +27,46 @@ def add_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def find_theorems(
-    theorems: Callable[[range], list], chunk: int, args: argparse.Namespace
+    theorems: Callable[[range], list],
+    chunk: int,
+    args: argparse.Namespace,
+    count: int,
+    skip: int = 0,
+    known: Iterable[Hashable] = (),
 ) -> list[tuple[Hashable, Any]]:
-    """[(form, the rest)] of as many theorems as the flags ask for, in the order of their seeds.
+    """[(form, the rest)] of `count` theorems, in the order of their seeds, without the first `skip` seeds.
 
     theorems: the [(form, the rest), ...] of a range of seeds; a process takes `chunk` seeds at a time. Of two
-    theorems with one form the first stays."""
+    theorems with one form the first stays, and none with a form in `known`."""
+    for path in (f"{args.out}/", args.sft):  # now, not after the search
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     found: dict[Hashable, Any] = {}
-    start, count = args.seed * 10**9, args.train + args.val + args.sft_theorems
+    known, start = set(known), args.seed * 10**9 + skip
     with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
         while len(found) < count:
             jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
             start += len(jobs) * chunk
             for results in pool.map(theorems, jobs):
                 for form, rest in results:
-                    found.setdefault(form, rest)
+                    if form not in known:
+                        found.setdefault(form, rest)
             bar.update(min(len(found), count) - bar.n)
     return list(found.items())[:count]
 
 
-def write_theorems(rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace) -> None:
-    """Shares out what Lean proved: val.jsonl and train.jsonl with these keys, the other theorems' proofs."""
+def write_theorems(
+    rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace, lessons: set[str] | None = None
+) -> None:
+    """Shares out what Lean proved: val.jsonl and train.jsonl with these keys, other theorems' proofs.
+
+    lessons: the ids of those other theorems (default: all that are left over)."""
     proved = [row for row in rows if row["verdict"] == "proved"]
     problems = {row["id"]: {key: row[key] for key in keys} for row in proved}
-    ids = sorted(problems)
+    ids = sorted(problems.keys() - (lessons or set()))
     random.Random(args.seed).shuffle(ids)
     val, train, others = ids[: args.val], ids[args.val :][: args.train], {*ids[args.val + args.train :]}
+    if lessons is not None:
+        others = problems.keys() & lessons
     for name, part in (("val", val), ("train", train)):
         write_jsonl(f"{args.out}/{name}.jsonl", (problems[i] for i in part))
     sft = [{key: row[key] for key in ("statement", "completion")} for row in proved if row["id"] in others]

@@ -4,8 +4,9 @@
 
 A random equation, with or without hypotheses, is rewritten at random -> a randomised search finds proofs of
 what it has become -> Lean, whose verdict alone counts. Writes train.jsonl and val.jsonl (id, statement, kind,
-steps: those of the shortest proof found), and a file to learn from (statement, completion). No two theorems
-are equal up to renaming variables, the sides of = and the order of hypotheses.
+steps: those of the shortest proof found), and a file to learn from (statement, completion): other theorems,
+rewritten less, so easier. No two theorems are equal up to renaming variables, the sides of = and the order of
+hypotheses.
 
 A term is a variable "a", a numeral "2" or a tuple ("+", A, B), with * and ^ likewise; an equation is
 ("=", A, B). A pattern is a term with variables "?n".
@@ -405,10 +406,10 @@ def canonical(hypotheses, goal):
     return str(min(forms))
 
 
-def theorem(seed, args):
+def theorem(seed, far, args):
     """(canonical form, kind, statement without its name, [(completion, steps)]) from one seed, or None."""
     rng = random.Random(seed)
-    kind, hypotheses, goal, origin = random_theorem(rng, args.far)
+    kind, hypotheses, goal, origin = random_theorem(rng, far)
     equations = [*hypotheses, goal]
     names = dict(zip(variables(equations), VARIABLES))
     *hypotheses, goal = [substitute(e, names) for e in equations]
@@ -428,8 +429,8 @@ def theorem(seed, args):
     return canonical(hypotheses, goal), kind, f"{binders} : {show(goal)} := by", chosen
 
 
-def theorems(seeds, args):
-    return [(found[0], found[1:]) for seed in seeds if (found := theorem(seed, args)) and found[-1]]
+def theorems(seeds, far, args):
+    return [(found[0], found[1:]) for seed in seeds if (found := theorem(seed, far, args)) and found[-1]]
 
 
 def main():
@@ -439,17 +440,30 @@ def main():
     parser.add_argument("--proofs", type=count, default=4, help="most proofs of a theorem")
     parser.add_argument("--searches", type=count, default=6, help="searches a theorem")
     parser.add_argument("--budget", type=count, default=400, help="terms that a search may open")
-    parser.add_argument("--far", type=count, default=2, help="most random steps on each side of a theorem")
+    parser.add_argument("--far", type=count, default=8, help="most random steps on each side of a problem")
+    parser.add_argument("--near", type=count, default=2, help="the same for the theorems to learn from")
     args = parser.parse_args()
 
+    # The theorems to learn from come first: they are the same whatever the problems are.
+    lessons = find_theorems(
+        functools.partial(theorems, far=args.near, args=args), 20, args, args.sft_theorems
+    )
+    problems = find_theorems(
+        functools.partial(theorems, far=args.far, args=args),
+        20,
+        args,
+        count=(args.train + args.val) * 11 // 10,  # Lean rejects some
+        skip=5 * 10**8,
+        known=[form for form, _ in lessons],
+    )
     rows = []
-    found = find_theorems(functools.partial(theorems, args=args), 20, args)
-    for n, (_, (kind, text, proofs)) in enumerate(found):
+    for n, (_, (kind, text, proofs)) in enumerate(lessons + problems):
         problem = {"id": f"n_{n:05d}", "statement": f"theorem n_{n:05d} {text}", "kind": kind}
         rows += [{**problem, "steps": steps, "completion": text} for text, steps in proofs]
     judged = verify_rows(rows, find_lean("auto", HERE), workers=args.workers, batch=256)
     judged.sort(key=lambda row: -row["steps"])  # so that a problem gets the steps of its shortest proof
-    write_theorems(judged, ("id", "statement", "kind", "steps"), args)
+    of_lessons = {f"n_{n:05d}" for n in range(len(lessons))}
+    write_theorems(judged, ("id", "statement", "kind", "steps"), args, of_lessons)
 
 
 if __name__ == "__main__":

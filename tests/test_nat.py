@@ -171,8 +171,8 @@ def test_the_theorems_hold_in_numbers():
 
 
 def test_the_search_finds_proofs_of_all_kinds_of_theorems_and_of_many_lengths():
-    args = argparse.Namespace(far=8, searches=3, budget=100, proofs=3)
-    found = make_problems.theorems(range(150), args)
+    args = argparse.Namespace(searches=3, budget=100, proofs=3)
+    found = make_problems.theorems(range(150), 8, args)
     assert {kind for _, (kind, _, _) in found} == set(make_problems.KINDS)
     proofs = {proof: steps for _, (*_, some) in found for proof, steps in some}
     text = "".join(proofs)
@@ -181,16 +181,16 @@ def test_the_search_finds_proofs_of_all_kinds_of_theorems_and_of_many_lengths():
 
 
 def test_the_script_makes_problems_from_a_seed_and_a_base_prover_reads_them(lean, tmp_path):
-    both = []
-    for name in ("a", "b"):  # at the same time
+    started = []
+    for name, far in (("a", 8), ("b", 8), ("c", 3)):  # at the same time
         folder = tmp_path / name
-        folder.mkdir()
-        words = f"--out {folder} --sft {folder}/sft.jsonl --train 8 --val 6 --sft-theorems 20 --seed 3 --budget 40 --searches 2"
+        words = f"--out {folder} --sft {folder}/sft.jsonl --train 8 --val 6 --sft-theorems 20 --seed 3 --budget 40 --searches 2 --far {far}"
         script = [sys.executable, f"{ROOT}/nat/make_problems.py", *words.split()]
-        both.append(subprocess.Popen(script, cwd=tmp_path))
-    assert [process.wait(300) for process in both] == [0, 0]
+        started.append(subprocess.Popen(script, cwd=tmp_path))
+    assert [process.wait(300) for process in started] == [0, 0, 0]
     for file in ("train.jsonl", "val.jsonl", "sft.jsonl"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
+        assert a == b and (a == c) == (file == "sft.jsonl")  # --far is the problems' alone
     train, val, sft = (list(read_jsonl(tmp_path / "a" / f"{name}.jsonl")) for name in ("train", "val", "sft"))
     assert len(train) == 8 and len(val) == 6 and len(sft) > 15
     assert {row["kind"] for row in train + val} <= set(make_problems.KINDS) and all(

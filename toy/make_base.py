@@ -1,7 +1,7 @@
 """Trains a base prover by supervised fine-tuning on random proofs.
 
     python toy/make_base.py --sft runs/sft.jsonl --out toy/base
-    python toy/make_base.py --sft runs/nat-sft.jsonl --out nat/base --steps 6000 --muon
+    python toy/make_base.py --sft runs/nat-sft.jsonl --out nat/base --steps 10000 --muon
 
 Reads: statement, completion. Writes a Hugging Face folder: a LlamaForCausalLM of a million parameters or two
 and a word-level tokenizer that decodes to the exact text: words have the space before them, line breaks their

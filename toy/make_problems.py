@@ -302,9 +302,10 @@ def main():
     parser = flags("Theorems and proofs of the embedded default, from a seed.")
     add_flags(parser, out="toy", sft="runs/sft.jsonl", train=3200, val=200)
     args = parser.parse_args()
+    found = find_theorems(theorems, 2000, args, args.train + args.val + args.sft_theorems)
     rows = [
         {"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
-        for n, (f, completions) in enumerate(find_theorems(theorems, 2000, args))
+        for n, (f, completions) in enumerate(found)
         for i, completion in enumerate(completions)
     ]
     write_theorems(verify_rows(rows, workers=args.workers, batch=256), ("id", "statement"), args)
