@@ -3,7 +3,7 @@
 import argparse
 import os
 import random
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -32,7 +32,7 @@ def find_theorems(
     args: argparse.Namespace,
     count: int,
     skip: int = 0,
-    known: Iterable[Hashable] = (),
+    known: Container[Hashable] = (),
 ) -> list[tuple[Hashable, Any]]:
     """[(form, the rest)] of `count` theorems, in the order of their seeds, without the first `skip` seeds.
 
@@ -41,7 +41,7 @@ def find_theorems(
     for path in (f"{args.out}/", args.sft):  # now, not after the search
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     found: dict[Hashable, Any] = {}
-    known, start = set(known), args.seed * 10**9 + skip
+    start = args.seed * 10**9 + skip
     with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
         while len(found) < count:
             jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]

@@ -444,26 +444,18 @@ def main():
     parser.add_argument("--near", type=count, default=2, help="the same for the theorems to learn from")
     args = parser.parse_args()
 
-    # The theorems to learn from come first: they are the same whatever the problems are.
-    lessons = find_theorems(
-        functools.partial(theorems, far=args.near, args=args), 20, args, args.sft_theorems
-    )
-    problems = find_theorems(
-        functools.partial(theorems, far=args.far, args=args),
-        20,
-        args,
-        count=(args.train + args.val) * 11 // 10,  # Lean rejects some
-        skip=5 * 10**8,
-        known=[form for form, _ in lessons],
-    )
+    near, far = (functools.partial(theorems, far=steps, args=args) for steps in (args.near, args.far))
+    lessons = find_theorems(near, 20, args, args.sft_theorems)  # first: they do not depend on the problems
+    enough = (args.train + args.val) * 11 // 10  # Lean rejects some
+    problems = find_theorems(far, 20, args, enough, skip=5 * 10**8, known=dict(lessons))
     rows = []
     for n, (_, (kind, text, proofs)) in enumerate(lessons + problems):
         problem = {"id": f"n_{n:05d}", "statement": f"theorem n_{n:05d} {text}", "kind": kind}
         rows += [{**problem, "steps": steps, "completion": text} for text, steps in proofs]
     judged = verify_rows(rows, find_lean("auto", HERE), workers=args.workers, batch=256)
     judged.sort(key=lambda row: -row["steps"])  # so that a problem gets the steps of its shortest proof
-    of_lessons = {f"n_{n:05d}" for n in range(len(lessons))}
-    write_theorems(judged, ("id", "statement", "kind", "steps"), args, of_lessons)
+    ids = {f"n_{n:05d}" for n in range(len(lessons))}
+    write_theorems(judged, ("id", "statement", "kind", "steps"), args, lessons=ids)
 
 
 if __name__ == "__main__":
