@@ -3,7 +3,7 @@
 import argparse
 import os
 import random
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container, Hashable, Set
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -55,21 +55,21 @@ def find_theorems(
 
 
 def write_theorems(
-    rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace, lessons: set[str] | None = None
+    rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace, lessons: Set[str] = frozenset()
 ) -> None:
     """Shares out what Lean proved: val.jsonl and train.jsonl with these keys, other theorems' proofs.
 
     lessons: the ids of those other theorems (default: all that are left over)."""
     proved = [row for row in rows if row["verdict"] == "proved"]
     problems = {row["id"]: {key: row[key] for key in keys} for row in proved}
-    ids = sorted(problems.keys() - (lessons or set()))
+    ids = sorted(problems.keys() - lessons)
     random.Random(args.seed).shuffle(ids)
-    val, train, others = ids[: args.val], ids[args.val :][: args.train], {*ids[args.val + args.train :]}
-    if lessons is not None:
-        others = problems.keys() & lessons
+    val, train = ids[: args.val], ids[args.val :][: args.train]
     for name, part in (("val", val), ("train", train)):
         write_jsonl(f"{args.out}/{name}.jsonl", (problems[i] for i in part))
+    others = lessons or {*ids[args.val + args.train :]}
     sft = [{key: row[key] for key in ("statement", "completion")} for row in proved if row["id"] in others]
     write_jsonl(args.sft, sft)
-    told = f"{len(val)} val, {len(train)} train, {len(others)} theorems with {len(sft)} proofs to learn from"
+    count = len({row["statement"] for row in sft})
+    told = f"{len(val)} val, {len(train)} train, {count} theorems with {len(sft)} proofs to learn from"
     print(f"Lean accepts {len(proved)} of {len(rows)} proofs: {told}")
