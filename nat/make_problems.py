@@ -440,7 +440,7 @@ def main():
     parser.add_argument("--proofs", type=count, default=4, help="most proofs of a theorem")
     parser.add_argument("--searches", type=count, default=6, help="searches a theorem")
     parser.add_argument("--budget", type=count, default=400, help="terms that a search may open")
-    parser.add_argument("--far", type=count, default=4, help="most random steps on each side of a problem")
+    parser.add_argument("--far", type=count, default=3, help="most random steps on each side of a problem")
     parser.add_argument("--near", type=count, default=2, help="the same for the theorems to learn from")
     args = parser.parse_args()
 

@@ -6,8 +6,8 @@
 #                                                    # other estimators of the advantage, beside three of the settings
 #     PARTS="settings rivals temperature" SEEDS=0 bash results/run.sh runs/temperature results/temperature
 #                                                    # all of them, sampled at four temperatures
-#     DOMAIN=nat TUNING=400 STEPS=600 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # theorems about numbers
-#     DOMAIN=nat TUNING=400 STEPS=600 PARTS=rates SEEDS=0 bash results/run.sh runs/nat-rates    # GRPO-Default at learning rates
+#     DOMAIN=nat TUNING=400 STEPS=600 LR=2.5e-5 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # numbers
+#     DOMAIN=nat TUNING=400 STEPS=600 PARTS=rates SEEDS=0 RATES="2.5e-5 5e-5 1e-4" bash results/run.sh runs/nat-rates    # GRPO-Default at these rates
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
@@ -116,7 +116,7 @@ for part in $PARTS; do "$part"; done | xargs -P 2 -I{} bash -euo pipefail -c 'jo
 
 if [ "$PARTS" = rates ]; then
     for run in "$OUT"/lr-*-seed*/; do
-        echo "$run: KL a token at the end $(tail -n 1 "$run/metrics.jsonl" | grep -o '"kl": [^,]*')"
+        echo "$run: KL a token, mean of the last 10 steps: $(tail -n 10 "$run/metrics.jsonl" | grep -oE '"kl": [0-9.e-]+' | awk '{sum += $2} END {print sum / NR}')"
     done
     exec python evaluate.py "$OUT"/base/val/verified.jsonl "$OUT"/lr-*/val/verified.jsonl
 fi

@@ -1,6 +1,7 @@
 """The natural numbers: what their prelude holds, what the generator knows of Lean's rw, the theorems it makes."""
 
 import argparse
+import collections
 import itertools
 import json
 import os
@@ -211,6 +212,24 @@ def test_the_script_makes_problems_from_a_seed_and_a_base_prover_reads_them(lean
         text = row["statement"] + row["completion"]
         ids = tokenizer(text).input_ids
         assert tokenizer.decode(ids[1:]) == text and tokenizer.unk_token_id not in ids and len(ids) < 250
+
+
+def test_the_theorems_and_the_base_prover_that_are_here():
+    train, val = (list(read_jsonl(f"{ROOT}/nat/{name}.jsonl")) for name in ("train", "val"))
+    assert (len(train), len(val)) == (10000, 400)
+    forms = {form_of(row["statement"]) for row in val}
+    assert len(forms) == 400 and not forms & {form_of(row["statement"]) for row in train}
+    assert len({row["statement"].split(" ", 2)[2] for row in train}) == 10000
+    for rows in (train, val):
+        assert {row["kind"] for row in rows} == set(make_problems.KINDS)
+        steps = collections.Counter(row["steps"] for row in rows)
+        assert steps[1] < len(rows) / 5 and min(steps) == 1 and max(steps) > 12  # few easy, and a long tail
+    assert set(range(1, 13)) <= {row["steps"] for row in train}
+    model, tokenizer = load_model(f"{ROOT}/nat/base")
+    assert model.num_parameters() <= 2_000_000
+    for row in train + val:
+        ids = tokenizer(row["statement"]).input_ids
+        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids[1:]) == row["statement"]
 
 
 def test_a_project_with_a_prelude_of_its_own_from_any_folder(lean, tmp_path):

@@ -15,7 +15,8 @@ PAGES = [
     "PROBLEMS.md",
     "CHANGELOG.md",
     "bench/README.md",
-    "results/README.md",
+    "nat/README.md",
+    *sorted(glob.glob("results/**/README.md", root_dir=ROOT, recursive=True)),
     *sorted(glob.glob("docs/*.md", root_dir=ROOT)),
 ]
 OTHERS = {  # flags of other programs, flags that are gone, and one that docs/fork.md adds
@@ -58,6 +59,7 @@ def flags():
         "tools/*.py",
         "results/*.py",
         "toy/*.py",
+        "nat/*.py",
         "bench/*.py",
         "tests/crash_hunt.py",
         "tests/test_fuzz.py",
