@@ -6,8 +6,8 @@
 #                                                    # other estimators of the advantage, beside three of the settings
 #     PARTS="settings rivals temperature" SEEDS=0 bash results/run.sh runs/temperature results/temperature
 #                                                    # all of them, sampled at four temperatures
-#     DOMAIN=nat TUNING=400 STEPS=600 LR=2.5e-5 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # numbers
 #     DOMAIN=nat TUNING=400 STEPS=600 PARTS=rates SEEDS=0 RATES="2.5e-5 5e-5 1e-4" bash results/run.sh runs/nat-rates    # GRPO-Default at these rates
+#     DOMAIN=nat TUNING=400 STEPS=600 LR=2.5e-5 PARTS="settings rivals" bash results/run.sh runs/nat results/nat     # numbers
 #     LR=5e-5 PARTS=settings bash results/run.sh runs/results-lr-5e-5 results/lr-5e-5         # half the learning rate
 #     STEPS=2 SHORT=1 SAMPLES=4 FEWER=4 SEEDS=0 bash results/run.sh /tmp/short /tmp/short     # the first line in minutes
 #
