@@ -27,6 +27,7 @@ import numpy as np
 
 from lib.cli import fail, flags, number, printable, run, suggestion
 from lib.figures import Line, Panel, cells, curve_panels, draw, markdown, uplift_panels, uplift_table
+from lib.jsonl import make_folder
 from lib.samples import bootstrap_mean, correct_samples, load_counts, name_inputs, read_evaluations, score
 from lib.story import examples, sentences, show
 
@@ -236,10 +237,7 @@ def main():
     args = parse_args(sys.argv[1:])
     if args.command == "show":
         return show(args.run, args.id, args)
-    try:
-        os.makedirs(args.out, exist_ok=True)  # before the work, so that a bad folder costs no time
-    except OSError as error:
-        fail(f"cannot make the folder {args.out} ({error.strerror}); choose another --out")
+    make_folder(args.out)
     named = name_inputs(args.after if args.command == "uplift" else args.inputs, args.labels)
     figure = f"{args.out}/{'pass_at_n' if args.command == 'pass' else args.command}.png"
     if args.command == "pass":

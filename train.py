@@ -35,7 +35,7 @@ import sample
 import verify
 from evaluate import compare
 from lib import build, checks, processes, run
-from lib.jsonl import tee_jsonl, write_jsonl
+from lib.jsonl import make_folder, tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, make_batch, own_micro_batches, token_logprobs
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
@@ -149,7 +149,7 @@ def collect(
 
     Lean judges what is sampled already while the rest is being sampled. Files of an interrupted run are used
     again. Returns the rows, and the seconds of sampling and of verification after it."""
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     total, start = len(problems) * G, time.time()
     if not run.load_if_complete(f"{folder}/problems.jsonl", len(problems), "statement"):
         write_jsonl(f"{folder}/problems.jsonl", problems)

@@ -139,6 +139,14 @@ def cannot_write(path: str, error: BaseException) -> NoReturn:
     fail(f"cannot write {path} ({reason}); {mend} and {again}")
 
 
+def make_folder(path: str) -> None:
+    """Makes a folder unless it is there; before the work that fills it, so that a bad one costs no time."""
+    try:
+        os.makedirs(path or ".", exist_ok=True)
+    except OSError as error:
+        cannot_write(path, error)
+
+
 def check_out(out: str, *inputs: str | None) -> None:
     """Ends the program if a stage cannot write its output, or would overwrite what it reads."""
     if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):

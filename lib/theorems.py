@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.cli import number
-from lib.jsonl import write_jsonl
+from lib.jsonl import make_folder, write_jsonl
 
 
 def add_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -38,8 +38,8 @@ def find_theorems(
 
     theorems: the [(form, the rest), ...] of a range of seeds; a process takes `chunk` seeds at a time. Of two
     theorems with one form the first stays, and none with a form in `known`."""
-    for path in (f"{args.out}/", args.sft):  # now, not after the search
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    for path in (f"{args.out}/", args.sft):
+        make_folder(os.path.dirname(path))
     found: dict[Hashable, Any] = {}
     start = args.seed * 10**9 + skip
     with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:

@@ -10,9 +10,12 @@ import time
 
 import pytest
 
+import nat.make_problems
+import toy.make_problems
 from lib.cli import fail, flags, number, printable, suggestion
 from lib.jsonl import (
     cannot_write,
+    make_folder,
     numbered_rows,
     part_name,
     read_jsonl,
@@ -93,6 +96,22 @@ def test_logprobs_are_as_many_as_tokens(tmp_path, capsys):
 def test_each_failed_write_names_its_mend(capsys, number, words, other):
     error = failed(capsys, lambda: cannot_write("out.jsonl", OSError(number, os.strerror(number))))
     assert os.strerror(number) in error and words in error and other not in error and "out.jsonl" in error
+
+
+def test_a_folder_that_cannot_be_is_a_sentence_before_any_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    make_folder(tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder").is_dir()
+    make_folder("")  # the folder of a bare file name
+    assert "file/folder (Not a directory)" in failed(
+        capsys, lambda: make_folder(tmp_path / "file" / "folder")
+    )
+    words = [*("--out", f"{tmp_path}/file", "--sft", f"{tmp_path}/sft.jsonl")]
+    for script in (toy.make_problems, nat.make_problems):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [script.__file__, *words])
+            error = failed(capsys, script.main)
+        assert f"{tmp_path}/file (File exists)" in error and "choose another --out" in error
 
 
 def test_a_message_that_quotes_lines_is_one_sentence_all_the_same(capsys):
