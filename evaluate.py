@@ -237,7 +237,7 @@ def main():
     args = parse_args(sys.argv[1:])
     if args.command == "show":
         return show(args.run, args.id, args)
-    make_folder(args.out)
+    make_folder(args.out)  # before the work, so that a bad folder costs no time
     named = name_inputs(args.after if args.command == "uplift" else args.inputs, args.labels)
     figure = f"{args.out}/{'pass_at_n' if args.command == 'pass' else args.command}.png"
     if args.command == "pass":

@@ -140,7 +140,7 @@ def cannot_write(path: str, error: BaseException) -> NoReturn:
 
 
 def make_folder(path: str) -> None:
-    """Makes a folder unless it is there; before the work that fills it, so that a bad one costs no time."""
+    """Makes a folder unless it is there; ends the program with a sentence if that cannot be."""
     try:
         os.makedirs(path or ".", exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def find_theorems(
-    theorems: Callable[[range], list],
+    theorem: Callable[[int], tuple[Hashable, Any] | None],
     chunk: int,
     args: argparse.Namespace,
     count: int,
@@ -36,20 +36,19 @@ def find_theorems(
 ) -> list[tuple[Hashable, Any]]:
     """[(form, the rest)] of `count` theorems, in the order of their seeds, without the first `skip` seeds.
 
-    theorems: the [(form, the rest), ...] of a range of seeds; a process takes `chunk` seeds at a time. Of two
-    theorems with one form the first stays, and none with a form in `known`."""
-    for path in (f"{args.out}/", args.sft):
-        make_folder(os.path.dirname(path))
+    theorem: the (form, the rest) of a seed, or None; a process takes `chunk` seeds at a time. Of two theorems
+    with one form the first stays, and none with a form in `known`."""
+    make_folder(args.out)  # before the work, so that a bad folder costs no time
+    make_folder(os.path.dirname(args.sft))
     found: dict[Hashable, Any] = {}
     start = args.seed * 10**9 + skip
     with ProcessPoolExecutor(args.workers) as pool, tqdm(total=count, desc="theorems") as bar:
         while len(found) < count:
-            jobs = [range(start + i * chunk, start + (i + 1) * chunk) for i in range(4 * args.workers)]
-            start += len(jobs) * chunk
-            for results in pool.map(theorems, jobs):
-                for form, rest in results:
-                    if form not in known:
-                        found.setdefault(form, rest)
+            seeds = range(start, start + 4 * args.workers * chunk)
+            start = seeds.stop
+            for made in pool.map(theorem, seeds, chunksize=chunk):
+                if made and made[0] not in known:
+                    found.setdefault(*made)
             bar.update(min(len(found), count) - bar.n)
     return list(found.items())[:count]
 

@@ -407,7 +407,7 @@ def canonical(hypotheses, goal):
 
 
 def theorem(seed, far, args):
-    """(canonical form, kind, statement without its name, [(completion, steps)]) from one seed, or None."""
+    """(canonical form, (kind, statement without its name, [(completion, steps)])) from one seed, or None."""
     rng = random.Random(seed)
     kind, hypotheses, goal, origin = random_theorem(rng, far)
     equations = [*hypotheses, goal]
@@ -424,13 +424,11 @@ def theorem(seed, far, args):
         found = prove(rng, kind, named, goal, origin, args.budget) if tried < 2 or proofs else None
         if found:
             proofs["".join("\n  " + line for line in found[1])] = found[0]
+    if not proofs:
+        return None
     binders = f"({' '.join(names.values())} : Nat)" + "".join(f" ({h} : {show(e)})" for h, e in named.items())
     chosen = rng.sample(sorted(proofs.items()), min(args.proofs, len(proofs)))
-    return canonical(hypotheses, goal), kind, f"{binders} : {show(goal)} := by", chosen
-
-
-def theorems(seeds, far, args):
-    return [(found[0], found[1:]) for seed in seeds if (found := theorem(seed, far, args)) and found[-1]]
+    return canonical(hypotheses, goal), (kind, f"{binders} : {show(goal)} := by", chosen)
 
 
 def main():
@@ -444,7 +442,7 @@ def main():
     parser.add_argument("--near", type=count, default=2, help="the same for the theorems to learn from")
     args = parser.parse_args()
 
-    near, far = (functools.partial(theorems, far=steps, args=args) for steps in (args.near, args.far))
+    near, far = (functools.partial(theorem, far=steps, args=args) for steps in (args.near, args.far))
     lessons = find_theorems(near, 20, args, args.sft_theorems)  # first: they do not depend on the problems
     enough = (args.train + args.val) * 11 // 10  # Lean rejects some
     problems = find_theorems(far, 20, args, enough, skip=5 * 10**8, known=dict(lessons))

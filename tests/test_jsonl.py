@@ -98,7 +98,7 @@ def test_each_failed_write_names_its_mend(capsys, number, words, other):
     assert os.strerror(number) in error and words in error and other not in error and "out.jsonl" in error
 
 
-def test_a_folder_that_cannot_be_is_a_sentence_before_any_work(tmp_path, capsys):
+def test_a_folder_that_cannot_be_is_a_sentence_before_any_work(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     make_folder(tmp_path / "new" / "folder")
     assert (tmp_path / "new" / "folder").is_dir()
@@ -106,11 +106,10 @@ def test_a_folder_that_cannot_be_is_a_sentence_before_any_work(tmp_path, capsys)
     assert "file/folder (Not a directory)" in failed(
         capsys, lambda: make_folder(tmp_path / "file" / "folder")
     )
-    words = [*("--out", f"{tmp_path}/file", "--sft", f"{tmp_path}/sft.jsonl")]
+    words = ["--out", f"{tmp_path}/file", "--sft", f"{tmp_path}/sft.jsonl"]
     for script in (toy.make_problems, nat.make_problems):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [script.__file__, *words])
-            error = failed(capsys, script.main)
+        monkeypatch.setattr(sys, "argv", [script.__file__, *words])
+        error = failed(capsys, script.main)
         assert f"{tmp_path}/file (File exists)" in error and "choose another --out" in error
 
 

@@ -289,10 +289,6 @@ def theorem(seed):
     return f, sorted(completions)
 
 
-def theorems(seeds):
-    return [found for seed in seeds if (found := theorem(seed))]
-
-
 def statement(f, name):
     atoms = " ".join(a for a in ATOMS if a in text(f).replace("True", "").replace("False", ""))
     return f"theorem {name} ({atoms} : Prop) : {text(f)} := by"
@@ -302,7 +298,7 @@ def main():
     parser = flags("Theorems and proofs of the embedded default, from a seed.")
     add_flags(parser, out="toy", sft="runs/sft.jsonl", train=3200, val=200)
     args = parser.parse_args()
-    found = find_theorems(theorems, 2000, args, args.train + args.val + args.sft_theorems)
+    found = find_theorems(theorem, 2000, args, args.train + args.val + args.sft_theorems)
     rows = [
         {"id": f"t_{n:05d}", "sample": i, "statement": statement(f, f"t_{n:05d}"), "completion": completion}
         for n, (f, completions) in enumerate(found)
