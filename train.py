@@ -322,6 +322,7 @@ def main() -> None:
         print(f"Model: {args.out}/checkpoints/step_{last:05d}")
     if is_main and not args.advantages:
         name = os.path.basename(os.path.normpath(args.out))
+        make_folder(f"{args.out}/figures")
         compare({name: args.out}, f"{args.out}/figures/story.png", args, args.stored_curve)
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from lib.cli import fail
-from lib.jsonl import cannot_write, make_folder, numbered_rows
+from lib.jsonl import cannot_write, numbered_rows
 
 # Okabe and Ito's colours for the colour-blind, without black and yellow
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-
 
 Line = tuple[Any, np.ndarray]
 LOOK = {  # of all figures
@@ -100,7 +99,6 @@ def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
 def save(figure: Any, path: str) -> None:
     from matplotlib import pyplot
 
-    make_folder(os.path.dirname(path))
     try:
         figure.savefig(path, dpi=200)
     except OSError as error:

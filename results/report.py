@@ -23,7 +23,7 @@ sys.path.insert(0, HERE)
 from evaluate import pass_at_n, uplift
 from lib.cli import fail, flags, run
 from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, write_csv
-from lib.jsonl import read_jsonl
+from lib.jsonl import make_folder, read_jsonl
 from lib.samples import correct_samples, load_counts, score
 
 SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unlikeliness-2"]
@@ -201,9 +201,9 @@ def main():
     parser.add_argument("folder", nargs="?", default="runs/results", help="where run.sh put its runs")
     parser.add_argument("--out", default="results", help="folder of the figures and of the README.md to fill")
     args = parser.parse_args()
+    make_folder(args.out)  # before the work, so that a bad folder costs no time
     folder = args.folder
-    found = {os.path.basename(path) for path in glob.glob(f"{folder}/*-seed*") if os.path.isdir(path)}
-    found = {name.rpartition("-seed")[0] for name in found}
+    found = {path.split("/")[-2].rpartition("-seed")[0] for path in glob.glob(f"{folder}/*-seed*/")}
     short = sorted(found & {*ABLATION} - {*SETTINGS})
     rivals = sorted(found - {*SETTINGS} - {*ABLATION})
     settings = [*(name for name in SETTINGS if name in found), *rivals]

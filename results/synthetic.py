@@ -23,6 +23,7 @@ from world import KNOBS, NS, RANKS, train_settings
 
 from lib.cli import flags, number, run
 from lib.figures import Panel, cells, draw, markdown, panels, save, write_csv
+from lib.jsonl import make_folder
 
 DEFAULT, BEST = "GRPO-Default", "GRPO-Unlikeliness-2"
 TWO_EPOCHS = "--kl 0.1 --ppo-epochs 2"
@@ -142,6 +143,7 @@ def main() -> None:
         group.add_argument(f"--{name}", type=kind, default=default, help=words)
     args = parser.parse_args()
     args.seeds = args.seeds or (4 if args.map else 20)
+    make_folder(args.out)  # before the work, so that a bad folder costs no time
     if args.map:
         draw_map(args)
     else:

@@ -470,11 +470,11 @@ def test_the_numbers_of_a_figure_stand_beside_it_and_come_back(tmp_path):
         figures.Panel("first", "x", lines),
         figures.Panel("second", "x", {"a": ([8], np.array([[3], [2], [4]]))}, log=True, scale=1),
     ]
-    figures.draw(parts, str(tmp_path / "new" / "f.png"))
-    assert is_png(tmp_path / "new" / "f.png")
-    text = (tmp_path / "new" / "f.csv").read_text().split("\n")
+    figures.draw(parts, str(tmp_path / "f.png"))
+    assert is_png(tmp_path / "f.png")
+    text = (tmp_path / "f.csv").read_text().split("\n")
     assert text[:3] == ["panel,label,x,value,low,high", "first,base,1,0.5,0.25,0.7", "first,base,2,0.75,,"]
-    back = figures.read_csv(str(tmp_path / "new" / "f.csv"))
+    back = figures.read_csv(str(tmp_path / "f.csv"))
     assert list(back) == ["first", "second"] and list(back["first"]) == list(lines)
     for name, (x, curve) in lines.items():
         assert back["first"][name][0].tolist() == list(x)
@@ -519,12 +519,12 @@ def test_curves_are_means_of_equal_parts_of_the_run(tmp_path):
 def test_figures_of_functions(tmp_path):
     figures.draw(
         evaluate.pass_panels({"a": counts_of([1], [1]), "b": counts_of([7, 9], [0, 3])}),
-        str(tmp_path / "new" / "p.png"),
+        str(tmp_path / "p.png"),
     )
     figures.draw(
         evaluate.uplift_panels({"a": evaluate.uplift(["p"], [-1], [-2])}), str(tmp_path / "u.png")
     )  # no problem with two proofs
-    assert is_png(tmp_path / "new" / "p.png") and is_png(tmp_path / "u.png")
+    assert is_png(tmp_path / "p.png") and is_png(tmp_path / "u.png")
 
 
 # The story

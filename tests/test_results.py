@@ -245,11 +245,20 @@ def test_the_report_of_a_lone_setting(tmp_path, monkeypatch, capsys, finished):
         shutil.copytree(finished / place, folder / place)
     row = dict(step=0, reward=1, unique=1, kl=0, clip_fraction=0, updates=1, solved=1, unique_proofs=1)
     (folder / "epochs-2-seed0/metrics.jsonl").write_text(json.dumps(row))
-    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["report.py", str(folder), "--out", str(tmp_path / "new")])
     monkeypatch.setattr(report, "score", lambda path, rows, args: [0.0] * len(rows))
     report.main()
     said = capsys.readouterr().out
     assert "| epochs-2 - base " in said and "to-default" not in said and "matched" not in said
+    assert (tmp_path / "new" / "tables.csv").exists()
+
+
+def test_a_bad_folder_for_the_figures_costs_no_work(tmp_path, monkeypatch, capsys, finished):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(finished), "--out", "/proc/none"])
+    monkeypatch.setattr(report, "check_complete", lambda *names: pytest.fail("read before the check"))
+    with pytest.raises(SystemExit) as ended:
+        report.main()
+    assert ended.value.code == 2 and "cannot write /proc/none" in capsys.readouterr().err
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(tmp_path):

@@ -278,19 +278,25 @@ def test_the_command_writes_figure_numbers_and_table(tmp_path, monkeypatch, caps
 def test_the_map_has_every_cell(tmp_path, monkeypatch, capsys):
     small = {"a": ({}, [0, 2], [0, 1, 4], (2, 1)), "b": ({"features": 3}, [1, 2], [0, 1], (1, 0))}
     monkeypatch.setattr(synthetic, "MAPS", small)
-    command = f"synthetic.py --map --seeds 2 --steps 4 --strategies 16 --features 4 --out {tmp_path}"
+    command = f"synthetic.py --map --seeds 2 --steps 4 --strategies 16 --features 4 --out {tmp_path}/new"
     monkeypatch.setattr(sys, "argv", command.split())
     synthetic.main()
-    assert (tmp_path / "synthetic-map.png").stat().st_size > 10_000
-    assert len((tmp_path / "synthetic-map.csv").read_text().splitlines()) == 1 + 3 * (6 + 4)
+    assert (tmp_path / "new/synthetic-map.png").stat().st_size > 10_000
+    assert len((tmp_path / "new/synthetic-map.csv").read_text().splitlines()) == 1 + 3 * (6 + 4)
 
 
 @pytest.mark.parametrize(
     "words, message",
-    [("--habit -1", "at least 0"), ("--threshold 9", "more than 3"), ("--bogus", "unrecognized")],
+    [
+        ("--habit -1", "at least 0"),
+        ("--threshold 9", "more than 3"),
+        ("--bogus", "unrecognized"),
+        ("--out /proc/none", "cannot write /proc/none"),
+    ],
 )
 def test_bad_flags_are_one_sentence(monkeypatch, capsys, words, message):
     monkeypatch.setattr(sys, "argv", ["synthetic.py", *words.split()])
+    monkeypatch.setattr(synthetic, "train_all", lambda *worlds: pytest.fail("trained before the check"))
     with pytest.raises(SystemExit) as ended:
         synthetic.main()
     assert ended.value.code == 2 and message in capsys.readouterr().err
