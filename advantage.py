@@ -54,7 +54,7 @@ def group_advantages(
     """Shaped rewards [G] and advantages [G] of one group, or None where the group filter drops it.
 
     The filter compares raw rewards: shaped ones also differ within an all-right group, and dividing by their
-    tiny std gives large advantages. With --filter shaped, such a group stays and teaches which of its proofs
+    tiny std makes that weigh as much as right against wrong. With --filter shaped, such a group stays and teaches which of its proofs
     are rare.
     """
     shaped = unlikeliness_reward(rewards, ranks, args.unlikeliness)

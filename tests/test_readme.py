@@ -118,4 +118,4 @@ def test_the_numbers_of_the_synthetic_setting_are_those_of_its_file():
     told(rf"W-REINFORCE with two epochs {three}", "w-reinforce, 2 epochs")
     told(r"correct draws only, loses ([\d.]+)\.", "raft")
     less = numbers["GRPO-Unlikeliness-2", 1][0] - numbers["pass-at-k", 1][0]
-    assert f"(at N = 1 {less:.0f} points below GRPO-Unlikeliness-2)" in text
+    assert f"(but {less:.0f} points below GRPO-Unlikeliness-2 at N = 1)" in text
