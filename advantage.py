@@ -54,8 +54,8 @@ def group_advantages(
     """Shaped rewards [G] and advantages [G] of one group, or None where the group filter drops it.
 
     The filter compares raw rewards: shaped ones also differ within an all-right group, and dividing by their
-    tiny std makes that weigh as much as right against wrong. With --filter shaped, such a group stays and teaches which of its proofs
-    are rare.
+    tiny std makes that weigh as much as right against wrong. With --filter shaped, such a group stays and
+    teaches which of its proofs are rare.
     """
     shaped = unlikeliness_reward(rewards, ranks, args.unlikeliness)
     compared = rewards if args.filter == "raw" else shaped
