@@ -272,10 +272,7 @@ def token_logprobs(
 
 @torch.no_grad()
 def completion_logprobs(
-    model: Any,
-    rows: list[dict],
-    temperature: float = 1.0,
-    micro_batch_tokens: int = 16384,
+    model: Any, rows: list[dict], temperature: float = 1.0, micro_batch_tokens: int = 16384
 ) -> Sequence[torch.Tensor]:
     """Tensors [T], one per row: the log-probabilities of its completion_ids. The processes share the work."""
     if not rows:

@@ -4,8 +4,8 @@
 
 Reads base/ and NAME-seedS/: metrics.jsonl, checkpoints, val/verified.jsonl, and, if there, short (ablation),
 tune-T and val-T (samples at temperature T). Fills the tables between the marks of README.md, draws pass_at_n,
-uplift, curves and temperature.png, and writes tables.csv and a CSV file beside each figure. Intervals are
-95 % of a bootstrap that draws seeds and problems anew.
+uplift, curves and temperature.png, and writes tables.csv, counts.csv (correct samples of each problem in each
+run) and a CSV file beside each figure. Intervals are 95 % of a bootstrap that draws seeds and problems anew.
 """
 
 import argparse
@@ -40,7 +40,7 @@ TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken
     "proofs, last 10": ("unique_proofs", slice(-10, None), np.mean, 1),
     "unique, last 10, %": ("unique", slice(-10, None), np.mean, 100),
     "1000 KL, last 10": ("kl", slice(-10, None), np.mean, 1000),
-    "clipped, %": ("clip_fraction", slice(None), np.mean, 100),
+    "1000 clipped": ("clip_fraction", slice(None), np.mean, 1000),
 }
 
 
@@ -183,6 +183,13 @@ def table(panel: Panel) -> str:
     return markdown([list(column) for column in zip(heads, *rows)])
 
 
+def write_counts(path: str, runs: list[str]) -> None:
+    """Correct samples of each held-out problem, a column a run: any two can be compared anew."""
+    counts = {os.path.basename(run): load_counts(f"{run}/val/verified.jsonl") for run in runs}
+    columns = [[f"{run} of {c['n'].max()}", *c["correct"]] for run, c in counts.items()]
+    np.savetxt(path, np.column_stack([["id", *counts["base"]["ids"]], *columns]), fmt="%s", delimiter=",")
+
+
 def fill(path: str, tables: dict[str, str]) -> None:
     """Puts each table between its marks, <!-- NAME --> and <!-- end -->, in a Markdown file that has them."""
     if not os.path.exists(path):
@@ -240,6 +247,7 @@ def main():
     panels = [panel for panel in panels if panel.lines]  # nothing is matched with a lone setting
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
+    write_counts(f"{args.out}/counts.csv", [run for name in rates for run in seeds_of(folder, name)])
     plain = Panel("pass@N", "N, samples for each problem", {}, log=True)
     for name, line in panels[0].lines.items():  # an empty line keeps the colours of all figures the same
         plain.lines[name] = line if name in ("base", *BANDS) else ([], np.empty([3, 0]))

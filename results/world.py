@@ -9,7 +9,6 @@ random: pass@N is the mean over held-out problems of 1 - (1 - p)^N, p the probab
 Unlike train.py: a completion is one token; Adam without weight decay; no gradient clipping.
 """
 
-import functools
 from argparse import ArgumentParser, Namespace
 
 import numpy as np
@@ -111,9 +110,6 @@ def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--ppo-epochs", type=int, default=1)
 
 
-setting = functools.partial(parse_settings, add_flags)
-
-
 def train(policy: list, features: torch.Tensor, solves: torch.Tensor, world, args, seed: int) -> None:
     """Trains the policy in place: the paper's loop of sampling steps and updates."""
     generator = torch.Generator().manual_seed(seed)
@@ -144,7 +140,7 @@ def train_settings(job: tuple[Namespace, list[str], int]) -> list[np.ndarray]:
     results = []
     for words in settings:
         policy = [weights.clone().requires_grad_() for weights in base]
-        train(policy, *training, world, setting(words), seed)
+        train(policy, *training, world, parse_settings(add_flags, words), seed)
         after, new = measured(policy)
         results.append(100 * np.concatenate([before, after, uplift(old, new, training[1])]))
     return results

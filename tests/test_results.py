@@ -1,6 +1,8 @@
 """What results/ computes: intervals over seeds and problems, tables put in their place."""
 
+import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -181,8 +183,38 @@ def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
         and "temperature-best,default - base,1,0,0,0" in numbers
         and "matched,new - unlikeliness-2,1,-0.125," in numbers
     )
+    counts = [row.split(",")[:4] for row in (out / "counts.csv").read_text().splitlines()]
+    assert counts[0] == ["id", "base of 4", "default-seed0 of 4", "high-kl-seed0 of 4"]
+    assert counts[1:] == [["p", "1", "2", "2"], ["q", "0", "0", "1"]]
     for name in ("pass_at_n", "uplift", "curves", "temperature"):
         assert (out / f"{name}.png").stat().st_size > 5000 and (out / f"{name}.csv").stat().st_size > 200
+
+
+@pytest.mark.parametrize("page", ["nat"])
+def test_the_tables_follow_from_the_counts(page):
+    """pass@N of every run whose counts are kept, by another formula: 1 - (1 - c/n) (1 - c/(n-1)) ..."""
+    with open(f"{ROOT}/results/{page}/counts.csv", encoding="utf-8") as file:
+        (_, *runs), *rows = csv.reader(file)
+    with open(f"{ROOT}/results/{page}/tables.csv", encoding="utf-8") as file:
+        table = {
+            (row["panel"], row["label"], row["x"]): float(row["value"] or "nan")
+            for row in csv.DictReader(file)
+        }
+    with open(f"{ROOT}/{page}/val.jsonl", encoding="utf-8") as file:
+        assert [row[0] for row in rows] == [json.loads(line)["id"] for line in file]
+    found = {}
+    for run, *correct in zip(runs, *(row[1:] for row in rows)):
+        name, _, n = run.partition(" of ")
+        for N in report.NS:
+            missed = [math.prod(max(0, 1 - int(c) / (int(n) - k)) for k in range(N)) for c in correct]
+            found.setdefault((name.partition("-seed")[0], N), []).append(1 - sum(missed) / len(rows))
+    assert len(found) > len(report.NS)
+    for (name, N), seeds in found.items():
+        value = sum(seeds) / len(seeds)
+        assert table["passes", name, f"{N}"] == pytest.approx(value, abs=1e-6)
+        if name != "base":
+            above = value - found["base", N][0]
+            assert table["to-base", f"{name} - base", f"{N}"] == pytest.approx(above, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

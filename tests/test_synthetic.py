@@ -15,10 +15,17 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "results")]
 import synthetic  # noqa: E402
 import world  # noqa: E402
 
+from lib.cli import parse_settings  # noqa: E402
+
 
 def knobs(**changes):
     """The knobs of the world of the table, with changes."""
     return Namespace(**{name: default for name, (default, *_) in world.KNOBS.items()} | changes)
+
+
+def setting(words):
+    """What a setting's command line sets."""
+    return parse_settings(world.add_flags, words)
 
 
 # pass@N and uplift
@@ -108,7 +115,7 @@ def test_the_page_shows_the_numbers_of_the_csv():
 
 def test_groups_hold_the_advantages_of_their_draws():
     base, (features, solves), _ = world.make_world(knobs(), 0)
-    args = world.setting("--kl 0.1 --unlikeliness 0.25")
+    args = setting("--kl 0.1 --unlikeliness 0.25")
     generator = torch.Generator().manual_seed(1)
     groups = world.sample_groups(base, features[:16], solves[:16], args, generator)
     assert 0 < len(groups) < 16  # uniform ones are dropped
@@ -125,7 +132,7 @@ def test_an_update_against_finite_differences():
     """The step of plain gradient descent is that of the clipped loss with k3, worked by numpy, token by token."""
     generator = torch.Generator().manual_seed(0)
     base, (features, solves), _ = world.make_world(knobs(strategies=8, features=3, threshold=1.0), 1)
-    args = world.setting("--kl 0.1")
+    args = setting("--kl 0.1")
     policy = [(weights + 0.1).clone().requires_grad_() for weights in base]
     policy[0].data[0] += 0.3
     groups = world.sample_groups(policy, features[:8], solves[:8], args, generator)[:4]
@@ -163,7 +170,7 @@ def test_an_update_against_finite_differences():
 
 
 def test_settings_are_flags_of_train():
-    assert vars(world.setting(synthetic.PAPER[synthetic.BEST])) == {
+    assert vars(setting(synthetic.PAPER[synthetic.BEST])) == {
         "unlikeliness": 0.25,
         "rank_by": "sequence",
         "filter": "raw",
@@ -171,7 +178,7 @@ def test_settings_are_flags_of_train():
         "kl": 0.1,
         "ppo_epochs": 2,
     }
-    assert all(world.setting(words).kl in (0.02, 0.1) for words in synthetic.SETTINGS.values())
+    assert all(setting(words).kl in (0.02, 0.1) for words in synthetic.SETTINGS.values())
 
 
 def test_the_claim():
@@ -199,7 +206,7 @@ RIGHT = torch.arange(64) % 2 == 0
 
 def one_group(generator, unlikeliness=0.0, epochs=1, lr=2.0):
     """Log-probabilities [epochs, 64] after each plain gradient step on one group, and its draws; None if it is dropped."""
-    args = world.setting(f"--kl 0 --unlikeliness {unlikeliness} --ppo-epochs {epochs}")
+    args = setting(f"--kl 0 --unlikeliness {unlikeliness} --ppo-epochs {epochs}")
     base = [torch.zeros(64, 1).double(), TABLE]
     policy = [weights.clone().requires_grad_() for weights in base]
     groups = world.sample_groups(policy, torch.zeros(1, 1).double(), RIGHT[None], args, generator)
