@@ -14,10 +14,10 @@ Adds:  verdict   "proved", "rejected", "timeout", or "error": the fault is the p
        seconds   its share of the Lean process that decided
 
 Lean's kernel and its list of axioms are trusted. A lexical filter stops what they cannot see (lib/lexer.py).
-A run that was stopped is continued by the same command.
+The same command continues a run that was stopped.
 
 MODULE:FUNCTION judges any other task: it gets a list of rows and returns a reward for each, a finite number
-or None. The verdict is then "scored", or "error" for None; no Lean is looked for.
+or None. The verdict is then "scored", or "error" for None; Lean is not needed.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def judge_batch(batch: list[Key], lean: Lean, timeout: float, stop: Stop = None)
 
 
 def judge_in_turn(batch: list[Key], lean: Lean, timeout: float, stop: Stop) -> Verdicts:
-    """Judges a batch in one process, then again in others what that leaves in doubt."""
+    """Judges a batch in one process, then judges in further ones whatever that left undecided."""
     verdicts: Verdicts = {}
     to_do = [(batch, True)]
     while to_do and not (stop and stop.is_set()):
@@ -106,8 +106,8 @@ def judge_once(
 def judge_misplaced(
     batch: list[Key], first_try: bool, error: str, lean: Lean, timeout: float, stop: Stop
 ) -> tuple[Verdicts, Again]:
-    """For an error that Lean reports at the header: it is the header's if `sorry` has it too. Else it is a
-    proof's, where Lean lost its place (`apply Or.inl`, new line, `.2.elim`), and halves show whose."""
+    """Handles an error that Lean reports at the header. If `sorry` has it too, the header is bad. If not, a
+    proof made Lean lose its place (`apply Or.inl`, new line, `.2.elim`), and halving the batch finds it."""
     alone = with_sorry(batch[0])
     probe = {} if batch == [alone] else judge_once([alone], first_try, lean, timeout, stop)[0]
     if batch == [alone] or alone in probe and probe[alone][1].startswith("bad header"):
@@ -121,12 +121,12 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
     """The first rule that fits a candidate decides:
 
     1. its statement has an error          error; but a batch of several statements is first split by them
-    2. Lean ended there or in the header   that is at fault: once more, but not after a timeout; then error
+    2. Lean ended there or in the header   that is at fault: once more, unless it timed out; then error
     3. Lean ran out of time in the proof   timeout
     4. Lean crashed in the proof           once more, alone; then rejected, or error if the machine killed it
-    5. Lean told nothing of the proof      again, without the one where it ended
+    5. Lean reported nothing on the proof  again, without the one where it ended
     6. no error, no axioms but Lean's own  proved, if Lean came to the end of what stands before it
-    7. neither proved nor an own error     again, alone: a neighbour may be at fault
+    7. not proved, no error of its own     again, alone: a neighbour may be at fault
     8. else                                rejected
     """
     bad = bad_statements(found)
@@ -174,7 +174,7 @@ def decide(batch: list[Key], first_try: bool, found: Findings, timeout: float) -
 def lean_verifier(
     lean: Lean, judge: Callable = judge_batch, workers: int = 2, batch: int = 128, timeout: float = 60.0
 ) -> Verifier:
-    """The verifier of Lean proofs. judge: judge_batch, or what stands in its place."""
+    """The verifier of Lean proofs. judge: judge_batch or a replacement."""
 
     def row_key(row):
         flags = row.get("finish_reason"), row.get("template")
@@ -182,7 +182,7 @@ def lean_verifier(
 
     def judge_rows(rows, stop):
         early = [proof_or_verdict(row) for row in rows]
-        # Lean sees the statement even if the filter stops the proof: a bad statement has no wrong proofs.
+        # Lean checks the statement even if the filter stops the proof: if it is bad, the verdict is error.
         keys = [(*row_key(row)[:2], SORRY if known else proof) for row, (proof, known) in zip(rows, early)]
         asked = dict.fromkeys(key for key, (_, known) in zip(keys, early) if not known or known[0] != "error")
         judged = judge(list(asked), lean, timeout, stop) if asked else {}
@@ -218,7 +218,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--lean", default="auto", help="auto: the wheel's Lean; or a command such as 'lake env lean'")
     add("--project", help="the Lake project where Lean runs, or a folder with Prelude.lean for auto")
     add("--header", help="first lines for rows without a header (default: Mathlib's; '' for none)")
-    add("--verdicts", help="SQLite file that keeps what was proved or rejected, for other runs to share")
+    add("--verdicts", help="SQLite file that caches the verdicts proved and rejected, shared between runs")
     add("--workers", type=number(int, 1, high=4096), default=os.cpu_count(), help="Lean processes at a time")
     add("--verify-batch", type=count, default=128, help="completions per Lean process")
     add("--timeout", type=positive, default=60.0, help="seconds for one proof")
@@ -245,7 +245,7 @@ def start_verifier(args: argparse.Namespace, problems: Iterable[dict]) -> Verifi
         statements = [(header_of(row, lean), row["statement"]) for row in problems]
         judge = dojo.judge_with(dojo.trace_problems(statements, lean, judge_batch, args.timeout), judge_batch)
     elif lean.fixed and "header" in next(iter(problems), {}):
-        print("warning: the wheel's Lean puts its own header in the place of the rows'", file=sys.stderr)
+        print("warning: the wheel's Lean uses its own header instead of the rows'", file=sys.stderr)
     judge = cached(args.verdicts, judge) if args.verdicts else judge
     return lean_verifier(lean, judge, args.workers, args.verify_batch, args.timeout)
 

@@ -36,9 +36,9 @@ KILLED = "the machine killed Lean"
 SIGN = '#eval _root_.dbgTrace "{}" fun _ => ()\n'
 INSTALL = "install Lean 4 from https://lean-lang.org"
 
-# A shell watches over each Lean: limits on memory, CPU time and file size, a private temporary folder. What
-# ends the shell, its parent's death too, first ends Lean and removes the folder; a dying Lean may write. All
-# that in silence: with the parent dead, a complaint of `kill` into the broken pipe would end the shell.
+# A shell guards each Lean: limits on memory, CPU time and file size, a private temporary folder. Whatever
+# ends it, even its parent's death, first kills Lean and removes the folder; a dying Lean may write there.
+# Stderr is silenced first: with the parent dead, an error of `kill` into the broken pipe would end the shell.
 # Arguments: parent, KiB of memory, command.
 GUARD = """trap 'exec 2>/dev/null
 kill -9 $lean; rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }; kill -9 0' TERM INT HUP
@@ -47,7 +47,7 @@ exec 3<&0
 (ulimit -v $2; ulimit -t $CPU_SECONDS; ulimit -f 131072; export TMPDIR="$folder"
  shift 2; exec "$@" <&3 3<&-) & lean=$!
 wait $lean; code=$?; rm -rf "$folder"; exit $code"""
-WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell hears of its parent's death
+WITH_PARENT = ["setpriv", "--pdeathsig", "TERM"]  # the shell gets SIGTERM when its parent dies
 # Linux namespaces that work without privileges: no network; if possible, no other process in sight, all gone
 # when the first one goes, and a limit on their number.
 NO_NETWORK = ["unshare", "--map-root-user", "--net"]
@@ -66,9 +66,9 @@ class Lean(NamedTuple):
     env: dict
     folder: str  # where it runs: the project's
     header: str  # the first lines of a file
-    fixed: bool  # of every file (the wheel has no library to import), or only for rows without a header
+    fixed: bool  # the header is every file's (the wheel has no library), not only for rows without one
     sign: str  # SIGN for an old Lean, else empty
-    blind: bool  # nothing tells of progress, so that each proof needs a process of its own
+    blind: bool  # it reports no progress, so each proof needs a process of its own
     version: str
 
 
@@ -76,7 +76,7 @@ class Lean(NamedTuple):
 
 
 def works(prefix: list[str]) -> bool:
-    """Whether commands run behind these words on this machine."""
+    """Whether this machine runs commands with this prefix."""
     there = shutil.which(prefix[0])
     return there is not None and not subprocess.run([*prefix, "true"], capture_output=True).returncode
 
@@ -147,7 +147,7 @@ def check_header(lean: Lean) -> Lean:
     if bad := [message["data"] for message in messages if message["severity"] == "error"]:
         first = "".join(header.splitlines()[:1])
         mend = "name the project that has Mathlib with --project, or pass --header '' if no library is needed"
-        fail(f"Lean does not take the header '{first}' ({bad[0][:300]}); {mend}")
+        fail(f"Lean rejects the header '{first}' ({bad[0][:300]}); {mend}")
     if lean.sign:
         messages, _ = run_lean(header + lean.sign.format("seen_0."), lean, 600, [1], "seen")
         if not any(message["severity"] == "sign" for message in messages):
@@ -192,7 +192,7 @@ def header_of(row: dict, lean: Lean) -> str:
 
 
 def secret_path() -> str:
-    """A name for standard input that nothing inside knows: 64 times "./" or "/" say the same as none of them.
+    """A path to standard input that no proof can guess: 64 random "./" or "/" do not change its meaning.
 
     Lean's messages carry the name of their file, so whatever else writes to its output cannot forge one."""
     steps = "".join(secrets.choice(("./", "/")) for _ in range(64))
@@ -249,18 +249,18 @@ def stop_lean(process: subprocess.Popen, ended: bool) -> None:
 def run_lean(
     source: str, lean: Lean, timeout: float, ends: Iterable[int] = (), tag: str = "", stop: Stop = None
 ) -> tuple[list[dict], str | None]:
-    """(Lean's messages on a file, as dicts, None) or (those it came to, "timeout" or how it died).
+    """(Lean's messages on a file, as dicts, None) or (those so far, "timeout" or how it died).
 
-    The time limit is for one region: the clock starts anew with Lean's first message on each of the lines
-    `ends`. An old Lean tells of them on standard error, "TAG_0.", "TAG_1.", ...; nothing else there is read,
-    only kept for the words on how Lean died."""
+    The time limit is per region: the clock restarts at Lean's first message on each of the lines `ends`. An
+    old Lean reports these on standard error as "TAG_0.", "TAG_1.", ...; anything else there only serves to
+    describe how Lean died."""
     path, lines = secret_path(), list(ends)
     signs = {
         f"{tag}_{number}.".encode(): {"severity": "sign", "data": "", "line": line}
         for number, line in enumerate(lines if lean.sign else ())
     }
     waiting = set(lines)
-    # A terminal: Lean writes to it line by line, to a pipe whenever 4 KB have gathered.
+    # A terminal, since Lean flushes it at every line, but a pipe only every 4 KB.
     terminal, its_end = os.openpty()
     tty.setraw(its_end)
     try:

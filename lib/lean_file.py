@@ -24,7 +24,7 @@ from lib.lean import Lean, Stop, run_lean
 from lib.lexer import PART, single_theorem, theorem_place
 from lib.verdicts import Key
 
-SORRY = " sorry"  # the proof that shows whether a statement is one
+SORRY = " sorry"  # the proof that tests whether a statement is valid
 
 
 def with_sorry(key: Key) -> Key:
@@ -37,7 +37,7 @@ class File(NamedTuple):
     tag: str  # random, so that no proof can name or forge anything in this file
     keys: list[Key]  # region k holds keys[k - 1]
     starts: list[int]  # the first line of each region from 1 on
-    ends: list[int]  # the last line of each region from 0 on: it tells that Lean came that far
+    ends: list[int]  # the last line of each region from 0 on; a message there shows that Lean got so far
 
 
 def region(statement: str, proof: str, tag: str) -> str:
@@ -88,8 +88,8 @@ class Findings(NamedTuple):
     keys: list[Key]  # as in File
     axioms: list[set[str] | None]
     errors: list[list[str]]
-    reached: set[int]  # regions whose end Lean came to
-    trouble: str | None  # how Lean ended, if it did not come through
+    reached: set[int]  # regions that Lean finished
+    trouble: str | None  # how Lean died, if it did not finish
     ended: int  # the region where it ended, or one after the last
     lost: bool  # its messages were lost, as an old Lean keeps them to the end
     seconds: float  # a candidate

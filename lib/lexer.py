@@ -63,9 +63,9 @@ TACTICS = set(
     next done choose lift wlog symm linear_combination""".split()
 )
 
-# At an identifier that is no tactic Lean reports an error and goes on one character further, inside the name:
-# `hrun_cmd` and `x.axiom` are commands then. The candidate is rejected, but the command has run. Frequent
-# ends of names may stay: HARMLESS needs a second command to do anything, SOMETIMES a declaration.
+# At an identifier that is no tactic, Lean reports an error and resumes one character later, inside the name:
+# then it finds commands in `hrun_cmd` and `x.axiom`. The candidate is rejected, but the command has run.
+# Common ends of names are allowed: HARMLESS needs a second command to do anything, SOMETIMES a declaration.
 HARMLESS = set(
     "open end local scoped public private protected partial meta nonrec noncomputable mutual".split()
 )
@@ -126,7 +126,7 @@ def scan(text: str) -> Iterator[tuple[str, str, int]]:
                     raise ValueError("unterminated comment")
                 depth, at = depth + (1 if mark[0] == "/-" else -1), mark.end()
         elif kind == "other" and word in "\"«'":
-            raise ValueError(f"{word} begins nothing that ends")
+            raise ValueError(f"{word} is never closed")
         elif kind == "number" and LETTERS.match(text, at):
             raise ValueError(f"a blank is missing between {word} and the word after it")
         elif kind == "name" and word[-1] + text[at : at + 1] in ('r"', "r#"):

@@ -15,7 +15,7 @@ Key = tuple[str, str, str]  # header, statement, proof
 Verdict = tuple[str, str, float]  # verdict, message, seconds
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Every file that decides: a change in one of them forgets all verdicts.
+# Files that influence verdicts: changing any of them invalidates the cache.
 DECIDERS = """verify.py toy/Prelude.lean lib/dojo.py lib/lean.py lib/lean_file.py lib/lexer.py
     lib/verdicts.py lib/wheel.py""".split()
 TABLE = "CREATE TABLE IF NOT EXISTS verdicts (name BLOB PRIMARY KEY, verdict, message, seconds)"
@@ -31,7 +31,7 @@ def deciders() -> list[str]:
 
 
 def cached(path: str, judge: Callable[..., dict[Key, Verdict]]) -> Callable[..., dict[Key, Verdict]]:
-    """judge, but it asks only for what is not in the file yet, and notes what was proved or rejected there.
+    """judge, but only for what is not in the file yet; what it proves or rejects is stored there.
 
     The key holds all that a verdict depends on, except the library of a Lake project: after a change there,
     delete the file."""
