@@ -11,7 +11,7 @@ Adds:  rank           0 = most likely completion of its group under pi_old .. G-
 G counts the rows of a group that have a reward; the others get null for all three keys. A dropped group gets
 null for shaped_reward and advantage.
 
-A new shaping takes a function, its line in `group_advantages` and its flag in `add_flags`, nothing elsewhere.
+To add a shaping: write a function, call it in `group_advantages`, add a flag in `add_flags`; nothing else.
 """
 
 import argparse
@@ -53,9 +53,9 @@ def group_advantages(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Shaped rewards [G] and advantages [G] of one group, or None where the group filter drops it.
 
-    The filter compares raw rewards: shaped ones also differ within an all-right group, and dividing by their
-    tiny std makes that weigh as much as right against wrong. With --filter shaped, such a group stays and
-    teaches which of its proofs are rare.
+    The filter compares raw rewards. Shaped ones also differ within an all-right group, and dividing by their
+    tiny std would make that weigh as much as right against wrong. --filter shaped keeps such a group, and its
+    rarer proofs get the larger advantages.
     """
     shaped = unlikeliness_reward(rewards, ranks, args.unlikeliness)
     compared = rewards if args.filter == "raw" else shaped

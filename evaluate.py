@@ -6,14 +6,14 @@
     python evaluate.py compare runs/default runs/unlikely      # all of this and more, in one figure
     python evaluate.py show runs/unlikely t_00042              # a theorem's proofs, before and after
 
-pass@N reads id, completion, finish_reason, reward. A sample is correct from reward 1 on; one whose reward is
-null (the verifier broke) is in no statistic. N runs over powers of two up to the fewest samples of a problem.
+pass@N reads id, completion, finish_reason, reward. A sample is correct if its reward is at least 1; a null
+reward (the verifier broke) is left out. N runs over powers of two up to the fewest samples of a problem.
 Uplift (paper, section 3.5) sorts a problem's distinct correct completions by log-probability under --before.
 The uplift rate is the share of problems whose sample at a rank is likelier under --after. If it falls with
 the rank, that is the paper's rank bias. The relative rank is 0 for the likeliest proof and 1 for the rarest.
 Distinct proofs are counted at equal numbers of correct samples, since more samples hold more of them. Texts
-overstate diversity (names of hypotheses), so distinct sequences of tactic names stand beside them.
-An interval is 95 % of a bootstrap over problems; where all problems agree it has no width.
+overstate diversity (hypothesis names differ), so distinct sequences of tactic names are counted too.
+Intervals are 95 % bootstrap intervals over problems; where all problems agree, the width is 0.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from lib.story import examples, sentences, show
 
 def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
     """Unbiased pass@N = 1 - C(n-c, N) / C(n, N) of n samples with c correct; numbers or arrays, N <= n.
-    As a product of factors in [0, 1] nothing overflows and nothing cancels."""
+    Computed as a product of factors in [0, 1], so that nothing overflows or cancels."""
     n, c = np.asarray(n, dtype=float), np.asarray(c, dtype=float)
     if not 1 <= N <= n.min():
         raise ValueError(f"pass@{N} needs 1 <= N <= n, the number of samples; here n = {n.min():g}")
@@ -47,9 +47,9 @@ def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
 def uplift(ids: Sequence, before: Sequence, after: Sequence, bins: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Uplift rate by relative rank [4, bins] and by rank [4, R]: value, low, high, problems.
 
-    ids, before and after have an entry per distinct correct sample, a problem's next to each other. In a bin
-    a problem counts with its mean. after may be [S, n], a row for each of S runs: then a sample counts with
-    the share of runs that made it likelier.
+    ids, before and after have an entry per distinct correct sample, a problem's next to each other. Within a
+    bin, each problem contributes its mean. after may be [S, n], a row for each of S runs: then a sample
+    counts as the share of runs that made it likelier.
 
     >>> uplift(["p", "p", "q", "q"], [-1, -5, -2, -9], [-2, -4, -1, -8], bins=2)[0][0].tolist()
     [0.5, 1.0]
@@ -81,7 +81,7 @@ def distinct_in_draws(counts: Iterable[int], m: int) -> float:
 
 
 def sizes(results: dict[str, dict]) -> list[int]:
-    """The Ns to report: powers of two, and each file's smallest n, up to which that file takes part."""
+    """The Ns to report: powers of two, and each file's smallest n, the last N it can report."""
     smallest = {int(counts["n"].min()) for counts in results.values()}
     return sorted({2**i for i in range(max(smallest).bit_length())} | smallest)
 
@@ -98,7 +98,7 @@ def pass_curve(counts: dict, Ns: list[int], first: dict | None = None) -> Line:
 
 def distinct_curves(results: dict[str, dict], kind: str) -> dict[str, Line]:
     """{label: (m, [3, m])}: distinct "proofs" or "sequences" in m = 1, 2, 4, .. correct samples, all over the
-    same problems: at least half of those that every file solves, each with the largest m in every file."""
+    same problems: those with the largest m in every file, at least half of those that every file solves."""
     found = [dict(zip(counts["ids"], counts[kind])) for counts in results.values()]
     common = sorted(set.intersection(*map(set, found)))
     fewest = np.array([min(sum(file[name].values()) for file in found) for name in common], dtype=int)
@@ -191,7 +191,7 @@ def compare_samples(files: dict[str, str], model: str, args: argparse.Namespace)
 
 
 COMMANDS = {
-    "pass": "pass@N of verified samples; the word may be left out",
+    "pass": "pass@N of verified samples; the default command",
     "uplift": "which correct samples did training make likelier?",
     "curves": "training curves of runs of train.py",
     "compare": "runs of train.py and their base model: pass@N, uplift, distinct proofs, curves",
@@ -211,7 +211,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         add = commands.add_parser(command, help=text, description=text).add_argument
         if command == "show":
             add("run", help="run folder of train.py")
-            add("id", help="of the theorem")
+            add("id", help="id of a theorem")
         else:
             what = "JSONL from verify.py" if command in ("pass", "uplift") else "run folders of train.py"
             add("inputs", nargs=1 if command == "uplift" else "+", help=what)

@@ -93,10 +93,10 @@ def encode_prompts(
     for problem, prompt in zip(problems, prompts):
         name = f"problem {problem['id']}"
         if not prompt or max(prompt) >= vocabulary_size(model.config):
-            fail(f"{name}: the tokenizer makes ids that the model does not know; give the model's own")
+            fail(f"{name}: the tokenizer produces ids outside the model's vocabulary; use the model's own")
         if len(prompt) + args.max_new_tokens > limit:
             size = f"its {len(prompt)} tokens and {args.max_new_tokens} new ones"
-            fail(f"{name}: {size} pass the model's limit of {limit}; lower --max-new-tokens or leave it out")
+            fail(f"{name}: {size} exceed the limit of {limit}; lower --max-new-tokens or leave it out")
     check_prompts(tokenizer, problems, texts, prompts)
     return prompts
 
@@ -187,12 +187,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=count, default=200, help="longest completion, in tokens [paper: 512]")
     add("--seed", type=number(int, 0), default=0, help="the same seed gives the same samples")
     add = parser.add_argument_group("device and engine").add_argument
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU for over 40 MB of weights")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto: a GPU if the weights exceed 40 MB")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="precision of the forward pass")
     add("--batch-tokens", type=count, default=131072, help="torch: tokens in the KV cache at a time")
     add("--engine", choices=["torch", "vllm", "auto"], default="torch", help="auto: vllm, if here, on GPUs")
-    add("--gpus", type=count, help="vllm: GPUs that sample (default: all; on a CPU processes stand for them)")
-    add("--tensor-parallel", type=count, default=1, help="vllm: GPUs that share one engine")
+    add("--gpus", type=count, help="vllm: GPUs to sample on (default: all); on a CPU: processes")
+    add("--tensor-parallel", type=count, default=1, help="vllm: GPUs per engine")
     share = number(float, 0, exclusive=True, high=1)
     add("--gpu-memory-utilization", type=share, help="vllm: share of a GPU's memory to use (default: vLLM's)")
     add("--max-model-len", type=count, help="vllm: longest prompt and completion (default: the model's)")
@@ -228,7 +228,7 @@ def main():
     problems = read_problems(args.problems, args.limit, lean=not args.any_statement)
     check_out(args.out, args.problems)
     model, tokenizer = load_model(args.model, args.dtype, args.device, weights=args.engine == "torch")
-    prompts = encode_prompts(model, tokenizer, problems, args)  # here too, so before vLLM is loaded
+    prompts = encode_prompts(model, tokenizer, problems, args)  # checks them before vLLM is loaded
     if args.engine == "torch":
         check_sampler(model, max(map(len, prompts)) + args.max_new_tokens)
     engines = start_engines(args.model, args) if args.engine == "vllm" else []

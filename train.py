@@ -40,7 +40,7 @@ from lib.logprobs import completion_logprobs, make_batch, own_micro_batches, tok
 from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
-EVALUATION = 999_999  # takes the place of the step in the sampler's seed of an evaluation
+EVALUATION = 999_999  # stands for the step number in an evaluation's sampling seed
 
 
 # GRPO
@@ -81,13 +81,13 @@ def add_logprobs(model: Any, rows: list[dict], key: str, args: Namespace) -> Non
 
 
 def update(model: Any, reference: Any, optimizer: Any, rows: list[dict], args: Namespace, step: int) -> dict:
-    """PPO epochs over the rows of the buffer (paper, section 4.2). Returns means over everything it saw.
+    """PPO epochs over the rows of the buffer (paper, section 4.2). Returns metrics over all epochs.
 
     The loss of a mini-batch is the mean over its completion tokens, whatever the micro-batches and the number
     of processes."""
     count, device = processes.count(), model.device
     rows = [dict(row) for row in rows]
-    # pi_old is the trainer's own, over the batches of the first epoch, so that the first ratio is exactly 1.
+    # pi_old is recomputed by the trainer, in the first epoch's batches, so that the first ratio is exactly 1.
     for minibatch in minibatches(rows, args, step, epoch=0):
         add_logprobs(model, minibatch, "old_logprobs", args)
     if args.kl:
@@ -147,8 +147,8 @@ def collect(
 ) -> tuple[list[dict], dict]:
     """G verified completions a problem, through FOLDER/problems.jsonl, samples.jsonl and verified.jsonl.
 
-    Lean judges what is sampled already while the rest is being sampled. Files of an interrupted run are used
-    again. Returns the rows, and the seconds of sampling and of verification after it."""
+    Lean judges finished samples while the rest are being sampled. Files of an interrupted run are reused.
+    Returns the rows, and the seconds of sampling and of the verification that was left after it."""
     make_folder(folder)
     total, start = len(problems) * G, time.time()
     if not run.load_if_complete(f"{folder}/problems.jsonl", len(problems), "statement"):
@@ -173,7 +173,7 @@ def collect(
 
 
 def problems_of(step: int, problems: list[dict], args: Namespace) -> list[dict]:
-    """The problems of a step. Every pass over them has an order of its own and leaves out the remainder."""
+    """The problems of a step. Each pass over them has its own random order and drops the remainder."""
     steps_a_pass = max(1, len(problems) // args.problems_per_step)
     order = np.random.default_rng([args.seed, step // steps_a_pass]).permutation(len(problems))
     first = step % steps_a_pass * args.problems_per_step
@@ -193,7 +193,7 @@ def sampler_seed(args: Namespace, step: int) -> int:
 
 
 def collect_held_out(prover: Prover, held_out: list[dict], step: int, args: Namespace) -> None:
-    """Verified completions of the held-out problems: OUT/eval_00100. Before, after, as --eval-every asks."""
+    """Samples and verifies the held-out problems in OUT/eval_00100: before, after, as --eval-every says."""
     due = step in (0, args.steps) or args.eval_every and step % args.eval_every == 0
     if held_out and due:
         tqdm.write(f"evaluating at step {step}: {len(held_out)} problems x {args.eval_samples} samples")
@@ -226,14 +226,14 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("evaluation").add_argument
     add("--eval-problems", default=held_out, help="held-out problems")
     add("--eval-samples", type=number(int, 0), default=64, help="completions a problem; 0: no evaluation")
-    add("--eval-every", type=number(int, 0), default=0, help="steps; 0: only before and after")
+    add("--eval-every", type=number(int, 0), default=0, help="steps between them; 0: only before and after")
     run.add_flags(parser)
     build.add_flags(parser)
     args = parser.parse_args(words)
     sample.settle_flags(args)
     shaping = any(vars(args)[name] != value for name, value in vars(advantage.options()).items())
     if args.advantages and (shaping or not args.out):
-        fail("--advantages needs --out; --unlikeliness, --estimator and their like are advantage.py's then")
+        fail("--advantages needs --out; give --unlikeliness, --estimator and the like to advantage.py")
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
     return args
@@ -252,7 +252,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(args: Namespace) -> Prepared:
-    """In the main process: whatever can be wrong with the input is found before anything is computed."""
+    """Runs in the main process. Checks all input before anything is computed."""
     problems, held_out, rows, verifier = [], [], [], None
     if args.advantages:
         rows = run.read_advantages(args)

@@ -21,10 +21,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--reference", help="model of the KL term (default: --model)")
     add("--reference-device", choices=["device", "cpu"], default="device", help="its place between updates")
     add("--micro-batch-tokens", type=number(int, 1), default=2048, help="padded tokens a forward pass")
-    again = "share of the blocks that backward computes again: less memory, up to a third more time"
+    again = "share of the blocks to recompute in backward: less memory, up to a third more time"
     add("--gradient-checkpointing", type=share, nargs="?", const=1.0, default=0.0, help=again)
     add("--compile", action="store_true", help="torch.compile the blocks for the update")
-    add("--shard", choices=["fsdp", "none"], default="fsdp", help="torchrun: split the weights or copy them")
+    add("--shard", choices=["fsdp", "none"], default="fsdp", help="torchrun: shard or replicate the weights")
     add("--sleep", action="store_true", help="vLLM frees its memory during an update")
 
 
@@ -33,8 +33,8 @@ def is_sharded(args: argparse.Namespace) -> bool:
 
 
 def load_sampler(args: argparse.Namespace, path: str, weights: bool) -> tuple[Any, Any]:
-    """(model, tokenizer) that the main process samples with: the model that computes the update too or, if
-    that is sharded, a whole copy, without weights if vLLM has them."""
+    """(model, tokenizer) that the main process samples with. The same model computes the update, unless that
+    one is sharded: then this is a full copy, without weights if vLLM has them."""
     return load_model(path, args.dtype, args.device, weights=weights or not is_sharded(args))
 
 
@@ -73,9 +73,9 @@ def build(
 
 
 def compute_in_copy(model: Any, copy: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Lets a bfloat16 copy of the model compute its log-probabilities and their gradients.
+    """Has a bfloat16 copy compute log-probabilities and gradients; the model holds the float32 weights.
 
-    Gradients are added up in float32, in the model; an optimizer step gives the copy the new weights."""
+    Gradients accumulate in float32, in the model. Each optimizer step copies the new weights to the copy."""
     masters, weights = list(model.parameters()), list(copy.parameters())
 
     def move_gradient(weight, master):

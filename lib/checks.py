@@ -1,4 +1,4 @@
-"""Checks at the start of a run: does the tokenizer lose nothing, and is what we compute the model's own?"""
+"""Checks at the start of a run: the tokenizer loses nothing, our log-probabilities are the model's own."""
 
 import json
 import re
@@ -21,7 +21,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 
 def check_prompts(tokenizer: Any, problems: list[dict], texts: list[str], prompts: list[list[int]]) -> None:
-    """Ends the program where a prompt's token ids are not its text, or a proof's are not the proof."""
+    """Ends the program unless the token ids of the prompts, and of one proof, decode to their text."""
     special = set(tokenizer.all_special_ids)
 
     def decoded(ids):
@@ -47,7 +47,7 @@ def check_prompts(tokenizer: Any, problems: list[dict], texts: list[str], prompt
     settings = json.loads(getattr(tokenizer, "files", {}).get("tokenizer_config.json", "{}"))
     if settings.get("add_bos_token") and prompts[0][0] != tokenizer.bos_token_id:
         wish = f"tokenizer_config.json wants {tokenizer.bos_token} before every text"
-        decides = "the post_processor of tokenizer.json adds none, and it decides"
+        decides = "tokenizer.json, which decides, has a post_processor that adds none"
         print(f"warning: {wish}, but {decides}", file=sys.stderr)
     ids = tokenizer(PROOF, add_special_tokens=False).input_ids
     again = decoded(prompts[0] + ids)[len(decoded(prompts[0])) :]
@@ -100,15 +100,15 @@ def differ(model: Any, found: torch.Tensor, expected: torch.Tensor, dtype: str =
 def check_logprobs(model: Any, longest: int | None, dtype: str = "float32") -> None:
     """Ends the program unless the trainer's log-probabilities are those of the model's plain forward.
 
-    Prefix trees are tried first. Where they cannot serve (recurrent layers, positions that are no argument),
-    the model takes plain rows from then on. longest: tokens of the longest prompt and completion to come.
+    Prefix trees are tried first. Where they do not work (recurrent layers, no position_ids argument), plain
+    rows are used from then on. longest: tokens of the longest prompt and completion to come.
     dtype: what FSDP computes in."""
     check_length(model, longest)
     rows = two_rows(model, longest)
     try:
         expected = plain_logprobs(model, rows)
     except Exception as error:
-        refuse(model, f"cannot run without more than tokens ({cause(error)})")
+        refuse(model, f"needs more inputs than token ids ({cause(error)})")
     if not expected.isfinite().all():
         return  # a broken model, which the sampler names and the update skips
     for model.takes_trees in (True, False):
@@ -118,9 +118,9 @@ def check_logprobs(model: Any, longest: int | None, dtype: str = "float32") -> N
             said = "they differ"
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # what an architecture says to masks or positions that it does not know
+        except Exception as error:  # of many types: masks or positions that it does not support
             said = cause(error)
-    refuse(model, f"gives other log-probabilities in batches than alone ({said})")
+    refuse(model, f"gives different log-probabilities in batches than alone ({said})")
 
 
 def check_sampler(model: Any, longest: int | None) -> None:
@@ -144,18 +144,18 @@ def check_sampler(model: Any, longest: int | None) -> None:
         return  # see check_logprobs
     sampled = torch.tensor([logprobs for _, logprobs, _ in found], device=expected.device).flatten()
     if differ(model, sampled, expected):
-        why = "gives other log-probabilities in the torch engine than alone"
+        why = "gives different log-probabilities in the torch engine than alone"
         refuse(model, f"{why}; --engine vllm may know it")
 
 
 def check_length(model: Any, longest: int | None) -> None:
     limit = position_limit(model.config)
     if limit and longest and longest > limit:
-        refuse(model, f"takes texts of {limit} tokens, and there are some of {longest}; leave them out")
+        refuse(model, f"takes at most {limit} tokens, and the longest text has {longest}; leave it out")
 
 
 def refuse(model: Any, why: str) -> NoReturn:
-    """Every process comes to the same end; the main one says it."""
+    """Ends the program: every process calls it, the main one prints why."""
     if not processes.is_main():
         sys.exit(2)
     fail(f"this {model.config.model_type} model ({type(model).__name__}) {why}")

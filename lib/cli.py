@@ -1,4 +1,4 @@
-"""Command lines: one sentence for an error, checked numbers, --help with defaults, quiet ends."""
+"""Command lines: one-sentence errors, checked numbers, --help with defaults, clean exits."""
 
 import argparse
 import ctypes
@@ -96,7 +96,7 @@ def die_with_parent() -> None:
 
 
 def die_with_torchrun() -> None:
-    """No process outlives torchrun: it would go on writing into the folder of the run that is resumed."""
+    """Ends this process with torchrun: a survivor would keep writing into the resumed run's folder."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
 
@@ -117,7 +117,7 @@ def before_imports() -> None:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Runs a script's main; if its output's reader is gone (`| head`), it ends quietly."""
+    """Runs a script's main; exits quietly if the reader of its output is gone (`| head`)."""
     try:
         try:
             main()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-ROWS_AT_ONCE = 32  # finished rows leave the batch together, so that a GPU meets few matrix shapes
+ROWS_AT_ONCE = 32  # finished rows leave the batch this many at a time, so that a GPU sees few matrix shapes
 
 Completion = tuple[list[int], list[float], str]  # completion_ids, logprobs, finish_reason
 
@@ -47,8 +47,8 @@ def sample_batch(
     """B completions of P prompts, B / P of each; the draws [B, T] decide their tokens.
 
     A completion ends at a token of last_ids if is_complete(its ids), or after T tokens. No top-p, no top-k:
-    the policy we sample from is the one we train. look_every: tokens between two looks at what was drawn, at
-    which a GPU stands still."""
+    the policy we sample from is the one we train. look_every: tokens between two checks for finished rows,
+    each of which stalls a GPU."""
     (B, T), P, L = draws.shape, len(prompts), max(map(len, prompts))
     cache: Any = DynamicCache(config=model.config)
     padding = [[0] * (L - len(prompt)) for prompt in prompts]

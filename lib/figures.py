@@ -68,7 +68,7 @@ def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
 
 def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
     """Draws the panels, two in a row under one legend, and writes their numbers to a CSV file beside it.
-    stored: such a file of another figure, whose lines are added in grey, but for its base model's."""
+    stored: the CSV of another figure; its lines are added in grey, except its base model's."""
     lines_of = read_csv(stored) if stored else {}
     rows = (len(parts) + 1) // 2
     figure, axes = panels(rows, min(2, len(parts)), height=max(4.4, 0.6 + 2.7 * rows))

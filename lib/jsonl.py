@@ -195,9 +195,9 @@ def part_name(out: str, settings: Any) -> str:
 
 
 def rows_done(part: str, inputs: Iterable[dict], group: int = 1) -> int:
-    """The number of rows in an interrupted output that can stay; cuts off what follows them.
+    """How many rows of an interrupted output can be kept; truncates the file after them.
 
-    They are whole groups, and row k has all that row k of the inputs has: it was made from that row."""
+    They are whole groups, and output row k contains all of input row k, so it was made from that row."""
     kept, size, position, inputs = 0, 0, 0, iter(inputs)
     with open(part, "ab+") as file:
         file.seek(0)

@@ -42,9 +42,9 @@ DUMMY_ROW = dict(
 
 
 class Batch(NamedTuple):
-    """B prefix trees, and what is asked of them: the log-probabilities of N completion tokens, row after row.
+    """B prefix trees, and the N completion tokens, row after row, whose log-probabilities are wanted.
 
-    D <= N of them are distinct, since equal beginnings are asked for once."""
+    D <= N of them are distinct, since shared prefixes are computed once."""
 
     ids: torch.Tensor  # [B, L] token of each node
     positions: torch.Tensor  # [B, L]
@@ -70,9 +70,9 @@ def group_into_trees(
     """Which rows share a tree: [(indices of rows, number of nodes), ...].
 
     Rows of one prompt share a tree until it is twice as long as the longest row (or as the budget). In sorted
-    order, a row shares its longest prefix with the row before it. It joins if that saves more than attention
-    between its nodes and the tree's costs, all under the mask: a node takes 24 width**2 operations a block, a
-    pair of nodes 4 width. With width 0, each row has its own tree.
+    order, a row shares its longest prefix with the row before it. It joins if the nodes it shares save more
+    than attention between branches costs, which is computed, then masked: a node takes 24 width**2 operations
+    a block, a pair of nodes 4 width. With width 0, each row has its own tree.
     """
     texts = [row["prompt_ids"] + row["completion_ids"][:-1] for row in rows]
     longest = max(map(len, texts))
@@ -221,8 +221,8 @@ def attention_masks(model: Any, batch: Batch) -> Any:
 
 
 def own_logits(model: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits [n, V] that the model itself makes of last hidden states [n, H], with the scales and softcaps of
-    some architectures: its forward, in which the transformer returns `output` with these hidden states."""
+    """Logits [n, V] of last hidden states [n, H], with the scales and softcaps of some architectures: by the
+    model's own forward, in which the transformer just returns `output` with these hidden states."""
     body, given = text_model(model), copy.copy(output)
     given.last_hidden_state = hidden[None]
     body.forward = lambda *args, **kwargs: given
@@ -234,11 +234,11 @@ def own_logits(model: Any, output: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) -> torch.Tensor:
-    """Log-probabilities [D] of the batch's targets; under FSDP it takes the place of model.forward.
+    """Log-probabilities [D] of the batch's targets; under FSDP it replaces model.forward.
 
-    Logits are made only for these, `chunk` rows at a time, and once more in backward: [D, V] would outweigh
-    everything else. They are divided by the sampling temperature in float32, as in the sampler, so that the
-    policy that is trained is the policy that sampled.
+    Logits are computed only for these, `chunk` rows at a time, and again in backward: [D, V] would take more
+    memory than all else. They are divided by the sampling temperature in float32, as in the sampler, so that
+    the policy that is trained is the policy that sampled.
     """
     where = {"position_ids": batch.positions, "attention_mask": attention_masks(model, batch)}
     if not takes_trees(model):
@@ -253,7 +253,7 @@ def target_logprobs(model: Any, batch: Batch, temperature: float, chunk: int) ->
 
     chunks = list(zip(hidden.split(chunk), batch.targets.split(chunk)))
     if len(chunks) == 1:
-        return head_logprobs(*chunks[0]).clone()  # FSDP wants no view
+        return head_logprobs(*chunks[0]).clone()  # FSDP needs a tensor that is not a view
     return torch.cat([checkpoint(head_logprobs, *part, use_reentrant=False) for part in chunks])
 
 
@@ -265,7 +265,7 @@ def token_logprobs(
     Masks come from lengths, never from token values, so the first EOS is trained on and nothing after it.
     """
     chunk = chunk or max(1, LOGITS_AT_ONCE // vocabulary_size(model.config))
-    # Bound where weights are gathered around the call (FSDP) or another copy of the model computes.
+    # Set where FSDP gathers the weights around the call, or where a bfloat16 copy computes.
     compute = getattr(model, "target_logprobs", functools.partial(target_logprobs, model))
     return compute(batch, temperature, chunk).index_select(0, batch.expand)
 

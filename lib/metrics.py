@@ -1,4 +1,4 @@
-"""What a step did: its metrics, the line it prints, alarms, trackers. The README says what each number is."""
+"""A step's metrics, the line it prints, warnings, trackers. The README says what each number means."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ OF_THE_UPDATE = "loss kl clip_fraction grad_norm skipped updates logprob_gap tok
 
 
 def step_metrics(step: int, rows: list[dict]) -> dict:
-    """What a step's rows say; the numbers of an update are null in a step without one."""
+    """The metrics of a step's rows; those of the update are null in a step without one."""
     judged = [row for row in rows if row["reward"] is not None]
     correct = [row for row in judged if row["reward"] >= 1]
     return {

@@ -85,8 +85,8 @@ def load_model(
 
 
 def is_cached(name: str) -> bool:
-    """Whether a model of the hub is on this machine already. If not, the hub is asked for it once, so that a
-    mistyped name or a missing network is told of at once: the hub's own client retries for minutes."""
+    """Whether a model of the hub is on this machine already. If not, one request checks that the hub has it:
+    so a typo or a missing network fails immediately, where the hub's own client would retry for minutes."""
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return True
@@ -106,7 +106,7 @@ def attention(config: Any) -> str | None:
 def float32_head(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """Logits in float32 whatever the rest is computed in: in bfloat16, a logit of 20 is off by up to 0.06."""
     bias = None if head.bias is None else head.bias.float()
-    # TF32 holds a bfloat16 number exactly, so that a GPU's fast units lose nothing; of float32 they would.
+    # TF32 represents bfloat16 exactly, so tensor cores lose nothing; they would round float32.
     torch.backends.cuda.matmul.allow_tf32 = head.weight.dtype == torch.bfloat16
     return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
 

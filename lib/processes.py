@@ -80,7 +80,7 @@ def end_in_a_sentence(main: Callable) -> None:
             print("stopped; the same command with --resume continues", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        fail(f"cannot go on ({error}); mend that, and the same command with --resume continues")
+        fail(f"cannot go on ({error}); fix that, and the same command with --resume continues")
     except RuntimeError as error:
         if not dist.is_initialized():
             raise
@@ -133,9 +133,9 @@ def blocks(model: Any) -> torch.nn.ModuleList:
 
 
 def wrap_blocks(model: Any, share: float, compiled: bool = False) -> None:
-    """Backward computes the activations of this share of the blocks again instead of keeping them.
+    """Gradient checkpointing: backward recomputes the activations of this share of the blocks.
 
-    The first blocks, since backward comes to them when it has freed those of the last.
+    The first blocks are chosen, since backward reaches them when it has freed those of the last.
     compiled: with torch.compile, a block at a time."""
     every = blocks(model)
     for k, block in enumerate(every):
@@ -157,5 +157,5 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def full_state(model: Any) -> dict[str, Any]:
-    """The whole weights on the CPU by name, in the main process; all have to call it, the others get {}."""
+    """The full weights by name, on the CPU of the main process. All must call it; the others get {}."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

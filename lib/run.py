@@ -48,7 +48,7 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--out", help="run folder (default: runs/ and a name made of the settings)")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--resume-from", help="checkpoint to continue in a new --out: weights, optimizer, step")
-    add("--steps", type=count, default=100, help="[paper: about 600]")
+    add("--steps", type=count, default=100, help="sampling steps [paper: about 600]")
     add("--save-every", type=count, default=10, help="steps between checkpoints")
     add("--keep", type=number(int, 0), default=0, help="newest checkpoints to keep; 0: all")
     add("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too")
@@ -94,7 +94,7 @@ def announce(args: Namespace, problems: list, held_out: list, rows: list, checkp
 
 
 def fingerprint(path: str | None) -> str | None:
-    """A hash of what a file or a model folder holds; of files over 64 MB, of name and size."""
+    """A hash of the content of a file or model folder; files over 64 MB count by name and size only."""
     if path is None or not os.path.exists(path):
         return path  # a name on the Hugging Face hub
     files = [path]
@@ -148,7 +148,7 @@ def lock(folder: str) -> None:
 
 
 def check_settings(args: Namespace, path: str, record: dict) -> str:
-    """The id of the run to resume. Settings that its version did not know are not compared."""
+    """Returns the run's id if the settings match. Settings that its version lacked are not compared."""
     try:
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
@@ -161,7 +161,7 @@ def check_settings(args: Namespace, path: str, record: dict) -> str:
         if name not in FREE and name in old_settings and old_settings[name] != value
     ]
     changed += [
-        f"another content of --{name.replace('_', '-')} than that of {getattr(args, name)}"
+        f"different content in --{name.replace('_', '-')} than {getattr(args, name)} has now"
         for name, value in record["files"].items()
         if name in old_files and old_files[name] != value
     ]
@@ -243,7 +243,7 @@ def save_checkpoint(
 
 
 def prune_checkpoints(newest: str, keep: int) -> None:
-    """Takes from older checkpoints what only serves to resume; keeps the `keep` newest (0: all)."""
+    """Deletes what older checkpoints need only for resuming; keeps the `keep` newest (0: all)."""
     folder = os.path.dirname(newest)
     names = sorted(name for name in os.listdir(folder) if name.startswith("step_"))
     for name in names:

@@ -40,7 +40,7 @@ def tactic_names(proof: str) -> tuple[str, ...]:
 
 
 def load_counts(path: str) -> dict[str, Any]:
-    """Counts of verified rows, an entry per problem; a sample is correct from reward 1 on. proofs, sequences:
+    """Counts of verified rows, an entry per problem; correct: reward at least 1. proofs, sequences:
     how often each correct text, and each sequence of tactic names, occurs. Only these stay in memory."""
     unverified, n, truncated, proofs = 0, Counter(), Counter(), defaultdict(Counter)
     for row in read_verified(path, "completion", "finish_reason"):

@@ -1,4 +1,4 @@
-"""Judging rows while they come: batches for threads, results in order, a file that is still being written."""
+"""Judging rows as they arrive: batches for threads, results in order, a file that is still being written."""
 
 import collections
 import glob
@@ -32,10 +32,10 @@ class Verifier(NamedTuple):
 def verify_stream(
     rows: Iterable[dict | None], verifier: Verifier, progress: bool = True, total: int | None = None
 ) -> Iterator[dict]:
-    """Yields the rows, in order, with what the verifier adds, while `rows` may still be in the making.
+    """Yields the rows, in order, with what the verifier adds, even while `rows` is still being produced.
 
-    A batch is made of consecutive rows of one header. It is judged when it is full, and what there is of one
-    when `rows` ends, or has none for the moment (it yields None)."""
+    A batch is consecutive rows with one header. It is judged when it is full; a partial one is judged when
+    `rows` ends or has nothing for the moment (it yields None)."""
     queue: collections.deque = collections.deque()  # (row, [future of its batch, its place there])
     batch: dict[tuple, tuple[dict, list]] = {}  # the distinct rows that are not yet with a worker
     running: list[Future] = []
@@ -112,7 +112,7 @@ def follow(path: str) -> Iterator[str | None]:
                 break
             else:
                 if not os.path.exists(name) and not complete():
-                    fail(f"{name} was taken away while it was followed; run the same command again")
+                    fail(f"{name} was removed while it was being followed; run the same command again")
                 time.sleep(0.2)
                 yield None
     if rest:
@@ -138,7 +138,7 @@ def python_verifier(name: str, batch: int) -> Verifier:
             rewards = [None if reward is None else float(reward) for reward in rewards]
         except Exception as error:
             kind = type(error).__name__
-            fail(f"--verifier {name} failed on {len(rows)} rows ({kind}: {cause(error)}); mend it")
+            fail(f"--verifier {name} failed on {len(rows)} rows ({kind}: {cause(error)}); fix it")
         if len(rewards) != len(rows):
             fail(f"--verifier {name} gave {len(rewards)} rewards for {len(rows)} rows; give each row one")
         if bad := [reward for reward in rewards if reward is not None and not math.isfinite(reward)]:

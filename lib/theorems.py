@@ -36,8 +36,8 @@ def find_theorems(
 ) -> list[tuple[Hashable, Any]]:
     """[(form, the rest)] of `count` theorems, in the order of their seeds, without the first `skip` seeds.
 
-    theorem: the (form, the rest) of a seed, or None; a process takes `chunk` seeds at a time. Of two theorems
-    with one form the first stays, and none with a form in `known`."""
+    theorem: the (form, the rest) of a seed, or None; a process takes `chunk` seeds at a time. Of theorems
+    with equal forms the first is kept; forms in `known` are skipped."""
     make_folder(args.out)  # before the work, so that a bad folder costs no time
     make_folder(os.path.dirname(args.sft))
     found: dict[Hashable, Any] = {}
@@ -56,7 +56,7 @@ def find_theorems(
 def write_theorems(
     rows: list[dict], keys: tuple[str, ...], args: argparse.Namespace, lessons: Set[str] = frozenset()
 ) -> None:
-    """Shares out what Lean proved: val.jsonl and train.jsonl with these keys, other theorems' proofs.
+    """Splits what Lean proved: val.jsonl and train.jsonl with these keys, other theorems' proofs for SFT.
 
     lessons: the ids of those other theorems (default: all that are left over)."""
     proved = [row for row in rows if row["verdict"] == "proved"]

@@ -29,7 +29,7 @@ import torch
 
 from lib.cli import fail
 
-AT_ONCE = 1024  # samples that wait at an engine, which computes half of them at a time: it never runs dry
+AT_ONCE = 1024  # samples queued at an engine, which runs half of them at a time, so it never runs dry
 SHOW_MESSAGES = "VLLM_LOGGING_LEVEL" in os.environ
 
 
@@ -91,7 +91,7 @@ def engine_main(pipe: Any, environment: dict, options: dict) -> None:
                 engine.collective_rpc("reload_weights", kwargs={"weights_path": value})
                 if sleeps:
                     engine.wake_up(["kv_cache"])
-                if not engine.reset_prefix_cache():  # in which prompts have values of the old weights
+                if not engine.reset_prefix_cache():  # it holds keys and values of the old weights
                     raise RuntimeError("the prefix cache cannot be reset")
             pipe.send(("done", None))
     except Exception as error:  # after any error the engine is unusable
@@ -129,7 +129,7 @@ def engine_options(model: str, args: argparse.Namespace, sleep: bool) -> dict:
         generation_config="vllm",  # not the model's own top-p and the like
         disable_log_stats=True,
     )
-    if torch.cuda.is_available():  # vLLM's defaults are for a server that must answer soon
+    if torch.cuda.is_available():  # vLLM's defaults are tuned for a server's latency
         options |= dict(max_num_seqs=AT_ONCE // 2, max_num_batched_tokens=8192)
     else:  # vLLM's CPU sampler fails on a prompt in two pieces with a seed
         options |= dict(max_num_seqs=AT_ONCE // 4, enable_chunked_prefill=False)
@@ -197,7 +197,7 @@ def answer(engine: Engine, task: str) -> Any:
 
 
 def send(engine: Engine, name: str, value: Any = None) -> None:
-    """Gives the engine a command; if it is dead, the answer will tell."""
+    """Sends the engine a command; if it is dead, answer() reports it."""
     with contextlib.suppress(ConnectionError):
         engine.pipe.send((name, value))
 

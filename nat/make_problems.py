@@ -147,7 +147,7 @@ class Step(NamedTuple):
 
 
 def both_ways(name, told, equation):
-    """The rules of an equation, but for what rw cannot do by itself, such as finding an n for 0 = n * 0."""
+    """An equation's rules, except what rw cannot do by itself, such as finding an n for 0 = n * 0."""
     _, left, right = equation
     rules = []
     for arrow, old, new in (("", left, right), ("← ", right, left)):
@@ -197,7 +197,7 @@ def call(step, told):
 
 
 def step_text(rng, step, goal):
-    """The step as rw has to be told it in this goal, or None. Mostly with all arguments: they say where."""
+    """The step as an argument of rw in this goal, or None. Mostly with all arguments: they fix the place."""
     most = len(step.rule.told)
     for told in [most] if rng.random() < 0.9 else range(most + 1):
         pattern = substitute(step.rule.left, {v: step.bound[v] for v in step.rule.told[:told]})
@@ -213,8 +213,8 @@ def step_text(rng, step, goal):
 def connect(rng, left, right, rules, budget, one_way=False):
     """A random way between two terms: (steps from the left one, steps from the right one) to the same term.
 
-    The cheapest open term is opened next, `budget` of them at most. A step costs what the habit says and a
-    random sum for its rule: each search has its own taste. one_way: from the left only."""
+    The cheapest open term is expanded next, `budget` of them at most. A step costs what its rule does: less
+    for a frequent rule (HABIT), plus noise drawn anew in each search. one_way: from the left only."""
     costs = {}
 
     def cost(rule):

@@ -33,7 +33,7 @@ ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "tok
 BANDS = ["default", "unlikeliness-2"]  # whose intervals are drawn
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
-TRAINING = {  # row of the table: key of metrics.jsonl, its steps, what is taken of them, unit
+TRAINING = {  # row of the table: key of metrics.jsonl, which steps, how to reduce them, unit
     "optimizer steps": ("updates", slice(None), np.sum, 1),
     "solved a step": ("solved", slice(None), np.mean, 1),
     "proofs, first 10": ("unique_proofs", slice(10), np.mean, 1),
@@ -51,7 +51,7 @@ def seeds_of(folder: str, name: str) -> list[str]:
 
 
 def check_complete(folder: str, settings: list[str], short: list[str]) -> None:
-    """Ends the program where run.sh has not come to its end: every setting needs every seed's files.
+    """Ends the program unless run.sh has finished: every setting needs every seed's files.
     short: the settings that only the ablation has."""
     needed = [f"{folder}/base/val/verified.jsonl", f"{folder}/base-train/verified.jsonl"]
     for names, own, part in ((settings, settings, "val"), (ABLATION if short else [], short, "short")):
@@ -110,7 +110,7 @@ def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]
 
 
 def metric(paths: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
-    """Mean, lowest and highest seed of what is taken of a number of metrics.jsonl."""
+    """Mean, lowest and highest over seeds of a key of metrics.jsonl, reduced over steps."""
     rows = [[row[key] for row in list(read_jsonl(f"{path}/metrics.jsonl", key))[steps]] for path in paths]
     # null: no update in that step
     seeds = [unit * reduce([value for value in some if value is not None]) for some in rows]

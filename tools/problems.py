@@ -186,8 +186,8 @@ def main():
     add = parser.add_argument
     add("files", nargs="+", help="parquet, JSON or JSONL files, joined in this order")
     add("--out", required=True, help="JSONL to write")
-    add("--split", help="only rows whose column split is this, such as test")
-    add("--without", nargs="+", default=[], metavar="FILE", help="leave out what is a theorem here too")
+    add("--split", help="only rows with this value in the column split, such as test")
+    add("--without", nargs="+", default=[], metavar="FILE", help="leave out theorems that are in FILE")
     add("--header", help="first lines of each Lean file, or keep: the rows' own (default: Mathlib's)")
     add("--drop-defective", action="store_true", help="leave out statements that do not say what was meant")
     args = parser.parse_args()

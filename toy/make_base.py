@@ -68,7 +68,7 @@ def completion_loss(model, batch):
 
 
 def make_optimizers(model, lr, muon):
-    """AdamW for all weights, or Muon for the blocks' matrices: it needs far fewer proofs of arithmetic."""
+    """AdamW for all weights, or Muon for the blocks' matrices: it learns arithmetic from far fewer proofs."""
     adamw, matrices = [], []
     for name, weight in model.named_parameters():
         (matrices if muon and weight.ndim == 2 and "layers" in name else adamw).append(weight)

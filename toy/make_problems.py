@@ -201,7 +201,7 @@ def indented(lines, first="  "):
 
 
 def tactics(rng, proof, names, used, taste):
-    """The proof as lines of a tactic block. taste: how much this proof likes `exact` with a term."""
+    """The proof as lines of a tactic block. taste: how readily this proof uses `exact` with a term."""
     new, second = f"h{used + 1}", f"h{used + 2}"
 
     def go(part, more=None, extra=0):
