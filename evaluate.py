@@ -205,7 +205,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         if meant and not os.path.exists(words[0]):
             fail(f"there is no command and no file {words[0]}{meant}")
         words = ["pass", *words]
-    parser = flags("What did training do? Each command has its own --help, and --out for its figure.")
+    parser = flags("What did training do? Each command has its own --help.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=flags)  # type: ignore[call-overload]
     for command, text in COMMANDS.items():
         add = commands.add_parser(command, help=text, description=text).add_argument

@@ -62,7 +62,7 @@ def read_problems(path: str, limit: int | None = None, lean: bool = True) -> lis
         if lean:
             statement, ends_well = re.subn(r"\s*:=\s*by(\s+sorry)?\s*\Z", " := by", row["statement"])
             if not ends_well:
-                fail(f"{where}: the statement does not end in ':= by'; end it there")
+                fail(f"{where}: the statement does not end in ':= by'; add that")
             row["statement"] = statement
         problems.append(row)
     if not problems:
@@ -233,7 +233,7 @@ def main():
         check_sampler(model, max(map(len, prompts)) + args.max_new_tokens)
     engines = start_engines(args.model, args) if args.engine == "vllm" else []
 
-    may_differ = ("problems", "limit", "out", "any_statement", "gpus", "gpu_memory_utilization")
+    may_differ = "problems limit out any_statement gpus gpu_memory_utilization batch_tokens".split()
     settings = {name: value for name, value in vars(args).items() if name not in may_differ}
     files = sorted(os.scandir(args.model), key=lambda file: file.name) if os.path.isdir(args.model) else []
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]

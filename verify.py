@@ -255,7 +255,7 @@ def samples(args: argparse.Namespace) -> Iterator[Any]:
     lines, where = follow(args.rows) if args.follow else None, None
     for where, row in numbered_rows(args.rows, "statement", "completion", optional=["header"], lines=lines):
         if row and asks_lean(args) and not re.search(r":=\s*by\s*\Z", row["statement"]):
-            fail(f"{where}: the statement does not end in ':= by'; end it so")
+            fail(f"{where}: the statement does not end in ':= by'; add that")
         yield row
     if not where:
         fail(f"{args.rows} has no rows; run sample.py first")

@@ -139,13 +139,13 @@ def check_sampler(model: Any, longest: int | None) -> None:
         raise
     except Exception as error:  # of many types: caches that have no rows to reorder, or none at all
         why = f"cannot be sampled from by the torch engine ({cause(error)})"
-        refuse(model, f"{why}; --engine vllm may know it")
+        refuse(model, f"{why}; --engine vllm may support it")
     if not expected.isfinite().all():
         return  # see check_logprobs
     sampled = torch.tensor([logprobs for _, logprobs, _ in found], device=expected.device).flatten()
     if differ(model, sampled, expected):
         why = "gives different log-probabilities in the torch engine than alone"
-        refuse(model, f"{why}; --engine vllm may know it")
+        refuse(model, f"{why}; --engine vllm may support it")
 
 
 def check_length(model: Any, longest: int | None) -> None:

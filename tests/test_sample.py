@@ -1,6 +1,7 @@
 """Tests of sample.py: log-probabilities, seeds, shrinking, templates, readers, resume, bad input."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -425,6 +426,32 @@ def test_command_and_resume(tiny_model_dir, tmp_path, monkeypatch):
     # Another seed does not continue it.
     part.write_bytes(b"")
     assert call(monkeypatch, *arguments, "--seed", 1) == 0 and part.exists() and out.read_bytes() != whole
+
+
+def test_smaller_batches_continue_what_ran_out_of_memory(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "samples.jsonl"
+    problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    arguments = ["--model", tiny_model_dir, "--problems", problems, "--num-samples", 3, "--out", out]
+    arguments += ["--max-new-tokens", 20, "--batch-tokens"]
+    assert call(monkeypatch, *arguments, 300) == 0
+    whole = [json.loads(line) for line in out.read_text().splitlines()]
+    out.unlink()
+    original, skipped = sample.sample_rows, []
+
+    def out_of_memory(*args, **kwargs):
+        yield from itertools.islice(original(*args, **kwargs), 7)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sample, "sample_rows", out_of_memory)
+    capsys.readouterr()
+    assert call(monkeypatch, *arguments, 300) == 2
+    said = "error: cpu ran out of memory; lower --batch-tokens 300, what is done so far is kept"
+    assert capsys.readouterr().err.strip().endswith(said)
+    monkeypatch.setattr(sample, "sample_rows", lambda *a, **k: skipped.append(k["skip"]) or original(*a, **k))
+    assert call(monkeypatch, *arguments, 100) == 0
+    assert skipped == [2] and not list(tmp_path.glob("*.part-*"))
+    again = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["completion_ids"] for row in again] == [row["completion_ids"] for row in whole]
 
 
 GOOD = '{"id": "a", "statement": "theorem a (p : Prop) : p := by"}\n'
