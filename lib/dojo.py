@@ -164,7 +164,7 @@ def start_child(*words, **options):
 
 
 def ask_dojos(tactics_of, timeout, stop):
-    """Verdicts of Dojos on {(repo, file, name): {key: tactic}}: rejected or error; proved ones are omitted."""
+    """Verdicts of Dojos on {(repo, file, name): {key: tactic}}: rejected or error; proved ones left out."""
     job = [[*theorem, list(tactics.values())] for theorem, tactics in tactics_of.items()]
     start, count = time.monotonic(), sum(map(len, tactics_of.values()))
     deadline = start + OPEN_SECONDS * len(job) + 2 * timeout * count
