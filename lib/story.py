@@ -14,7 +14,7 @@ def change(difference: np.ndarray) -> str:
     """A paired difference of rates [3] in words: 8.4 points more than the base model [+6.6, +10.4]."""
     value, low, high = 100 * difference
     side = "more" if value >= 0 else "fewer"
-    certain = "" if low > 0 or high < 0 else ", no certain change"
+    certain = "" if low > 0 or high < 0 else ", the interval includes 0"
     return f"{abs(value):.1f} points {side} than the base model [{low:+.1f}, {high:+.1f}]{certain}"
 
 
@@ -33,7 +33,7 @@ def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) 
         if likely_low > rare_high:
             reading = "it favours proofs that were likely anyway, the paper's rank bias"
         if rare_low > likely_high:
-            reading = "it favours rare proofs, the rank bias turned round"
+            reading = "it favours rare proofs, the rank bias reversed"
         told += f"\n- Of the base model's correct proofs it made {likely:.0f} % of the likeliest fifth"
         told += f" likelier and {rare:.0f} % of the rarest: {reading}."
     draws = distinct[0][0][0]

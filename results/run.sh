@@ -1,5 +1,5 @@
 #!/bin/bash
-# All that results/README.md shows, on two CPU cores. A second call goes on where the first was stopped.
+# All that results/README.md shows, on two CPU cores. A second call resumes a stopped one.
 #
 #     bash results/run.sh                            # settings and ablation, into runs/results; then tables and figures
 #     PARTS="settings rivals" SETTINGS="default epochs-2 unlikeliness-2" bash results/run.sh runs/rivals results/rivals

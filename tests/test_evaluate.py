@@ -551,11 +551,11 @@ def test_three_sentences_by_hand():
 
 
 def test_the_sentences_turn_with_the_numbers():
-    assert "the rank bias turned round" in told((0.2, 0.15, 0.25), (0.6, 0.5, 0.7))[1]
+    assert "the rank bias reversed" in told((0.2, 0.15, 0.25), (0.6, 0.5, 0.7))[1]
     assert "no slope beyond the intervals" in told((0.5, 0.4, 0.6), (0.4, 0.3, 0.5))[1]
     first = told((0.5, 0.4, 0.6), (0.4, 0.3, 0.5), one=(-0.02, -0.03, -0.01), many=(0.01, -0.02, 0.04))[0]
     assert "2.0 points fewer than the base model [-3.0, -1.0];" in first
-    assert first.endswith("1.0 points more than the base model [-2.0, +4.0], no certain change.")
+    assert first.endswith("1.0 points more than the base model [-2.0, +4.0], the interval includes 0.")
 
 
 def test_sentences_of_a_run_without_a_correct_sample():
@@ -564,7 +564,7 @@ def test_sentences_of_a_run_without_a_correct_sample():
     text = story.sentences("a", 2, passes, None, [(nothing, nothing)] * 2)
     assert (
         text
-        == "- a proves 0.0 % of 2 theorems at one try, 0.0 points more than the base model [+0.0, +0.0], no certain change."
+        == "- a proves 0.0 % of 2 theorems at one try, 0.0 points more than the base model [+0.0, +0.0], the interval includes 0."
     )
     alone = evaluate.uplift(["p"], [-1], [-2])  # no theorem has two proofs
     assert story.sentences("a", 2, passes, alone, [(nothing, nothing)] * 2) == text
