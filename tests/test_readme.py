@@ -65,9 +65,10 @@ def flags():
         "tests/test_fuzz.py",
     )
     files = [name for place in places for name in glob.glob(place, root_dir=ROOT)]
+    knobs = re.findall(r'^    "(\w+)": \(', read("results/world.py"), re.M)  # of the synthetic world
     return {
         flag for name in files for flag in re.findall(r"""(?:\(|^\s*)"(--[a-z][\w-]*)\"""", read(name), re.M)
-    }
+    } | {f"--{name}" for name in knobs}
 
 
 @pytest.mark.parametrize("page", PAGES)
