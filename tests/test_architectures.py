@@ -240,11 +240,11 @@ def examine(name, folder):
 HEAD = """# Architectures
 
 What sampler and trainer do with each architecture of transformers that a test builds as a tiny random model
-(`tests/test_architectures.py`, which writes this page and holds it true). "Exact": log-probabilities, and in the
+(`tests/test_architectures.py`, which writes this page and fails if it is out of date). "Exact": log-probabilities, and in the
 trainer gradients, are those of the model's plain forward (one row, no cache, no padding, eager attention) within
-2e-4, on texts longer than any window. "In trees": completions of a prompt share what they have in common; "in rows":
-each is computed on its own, as the architecture allows no other mask or positions. "Refused": the run ends at its
-start with a sentence that names the architecture; the same check is made of every model that is loaded, listed here or not.
+2e-4, on texts longer than any window. "In trees": completions of a prompt share the computation of common prefixes;
+"in rows": each is computed alone, since the architecture takes no custom mask or positions. "Refused": the run
+ends at its start with a sentence that names the architecture. Every loaded model is checked like this, listed here or not.
 
 Of {count} architectures the trainer is exact for {trained} ({trees} in trees), the torch sampler for {sampled}.
 
