@@ -342,7 +342,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(capsys):
     model, tokenizer = with_vocabulary(20)
     with pytest.raises(SystemExit) as end:
         sampled(model, tokenizer)
-    assert end.value.code == 2 and "error: problem t1: the tokenizer makes" in capsys.readouterr().err
+    assert end.value.code == 2 and "error: problem t1: the tokenizer produces" in capsys.readouterr().err
 
 
 def test_a_prompt_longer_than_the_limit(folder, monkeypatch, capsys):
@@ -357,7 +357,7 @@ def test_a_prompt_longer_than_the_limit(folder, monkeypatch, capsys):
         assert (
             code == 2
             and said.startswith("error: problem long: its 1")
-            and "the model's limit of 1024" in said
+            and "exceed the limit of 1024" in said
         ), said
     assert not list(folder.glob("run/*")) and not list(folder.glob("out*"))
 
