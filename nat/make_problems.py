@@ -160,8 +160,8 @@ def both_ways(name, told, equation):
 def read_rules():
     """The rules by the equations among the lemmas of Prelude.lean."""
     with open(f"{HERE}/Prelude.lean", encoding="utf-8") as file:
-        text = file.read()
-    found = re.findall(r"^theorem (Nat\.[\w']+) (.)([\w ]+) : Nat. : ([\w +*^=()]+) :=", text, re.M)
+        prelude = file.read()
+    found = re.findall(r"^theorem (Nat\.[\w']+) (.)([\w ]+) : Nat. : ([\w +*^=()]+) :=", prelude, re.M)
     rules = []
     for name, bracket, names, text in found:
         patterns = {word: "?" + word for word in names.split()}

@@ -33,6 +33,7 @@ ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "tok
 BANDS = ["default", "unlikeliness-2"]  # whose intervals are drawn
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
+counts_of = functools.cache(load_counts)  # tables and counts.csv ask for the same files of 51,200 rows
 TRAINING = {  # row of the table: key of metrics.jsonl, which steps, how to reduce them, unit
     "optimizer steps": ("updates", slice(None), np.sum, 1),
     "solved a step": ("solved", slice(None), np.mean, 1),
@@ -71,14 +72,13 @@ def check_complete(folder: str, settings: list[str], short: list[str]) -> None:
 
 def passes(paths: list) -> np.ndarray:
     """pass@N [seeds, problems, Ns] of verified files with the same problems."""
-    counts = [load_counts(path) for path in paths]
+    counts = [counts_of(path) for path in paths]
     if any(c["ids"] != counts[0]["ids"] for c in counts):
         fail(f"{paths[0]} and another seed's file have different problems; let run.sh make them anew")
     Ns = [N for N in NS if N <= min(c["n"].min() for c in counts)]
     return np.stack([[pass_at_n(c["n"], c["correct"], N) for N in Ns] for c in counts]).transpose(0, 2, 1)
 
 
-@functools.cache  # several tables ask for the same files of 51,200 rows
 def sampled(folder: str, name: str, part: str) -> np.ndarray:
     """passes() of a setting, over the seeds that have such samples: one has all temperatures."""
     paths = [f"{path}/{part}/verified.jsonl" for path in seeds_of(folder, name)]
@@ -185,7 +185,7 @@ def table(panel: Panel) -> str:
 
 def write_counts(path: str, runs: list[str]) -> None:
     """Correct samples of each held-out problem, a column a run: any two can be compared anew."""
-    counts = {os.path.basename(run): load_counts(f"{run}/val/verified.jsonl") for run in runs}
+    counts = {os.path.basename(run): counts_of(f"{run}/val/verified.jsonl") for run in runs}
     columns = [[f"{run} of {c['n'].max()}", *c["correct"]] for run, c in counts.items()]
     np.savetxt(path, np.column_stack([["id", *counts["base"]["ids"]], *columns]), fmt="%s", delimiter=",")
 
