@@ -12,9 +12,19 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # in the background, a shell has it ignored, and the processes of the tests with it
+# In the background, a shell has it ignored, and the processes of the tests with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# With it, a test run alone would find the bar of a model's loading where it looks for an error.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def pytest_configure(config):
+    """With -n, the tests of a file share a process and its fixtures; the files go by their names, as without -n."""
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+
 
 WORDS = """theorem Prop by intro intros exact apply constructor cases rcases obtain have show left right assumption
 exfalso contradiction simp with at from fun rfl trivial True False And Or Not Iff inl inr mp mpr p q r s""".split()
