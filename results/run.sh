@@ -39,7 +39,7 @@ judged() {  # FOLDER FLAGS: samples of a model, and Lean's verdicts on them
 run() {  # NAME SEED STEPS SAMPLES FLAGS: a training run, then the model after these steps on the held-out problems
     local last=checkpoints/step_$(printf %05d "$3")
     test -d "$OUT/$1-seed$2/$last" || python train.py --model "$DOMAIN/base" --problems "$OUT/train.jsonl" --project "$DOMAIN" --out "$OUT/$1-seed$2" --resume --seed "$2" \
-        --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : STEPS)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
+        --lr "$LR" --steps "$3" --eval-samples 0 --save-every $((SHORT > 0 ? SHORT : 50)) --workers 1 --verdicts "$OUT/verdicts.sqlite" "${@:5}" || return
     judged "$1-seed$2/$([ "$3" = "$SHORT" ] && echo short || echo val)" --model "$OUT/$1-seed$2/$last" --problems "$HELD_OUT" --num-samples "$4" || return
     if [[ $SHORT -gt 0 && $3 -gt $SHORT && $1 =~ -2$ ]]; then  # the ablation has epochs-2 and unlikeliness-2 too, after fewer steps
         judged "$1-seed$2/short" --model "$OUT/$1-seed$2/checkpoints/step_$(printf %05d "$SHORT")" --problems "$HELD_OUT" --num-samples "$FEWER"
