@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # In the background, a shell has it ignored, and the processes of the tests with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# With it, a test run alone would find the bar of a model's loading where it looks for an error.
+# Otherwise the bar of a loading model comes before the error that a test expects first.
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
