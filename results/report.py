@@ -14,6 +14,7 @@ import glob
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from evaluate import pass_at_n, uplift
 from lib.cli import fail, flags, run
 from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, write_csv
 from lib.jsonl import make_folder, read_jsonl
+from lib.run import writing
 from lib.samples import correct_samples, load_counts, score
 
 SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unlikeliness-2"]
@@ -59,8 +61,7 @@ def check_complete(folder: str, settings: list[str], short: list[str]) -> None:
         seeds = {path.rpartition("-seed")[2] for name in own for path in seeds_of(folder, name)}
         for path in (f"{folder}/{name}-seed{seed}" for seed in sorted(seeds) for name in names):
             needed += [f"{path}/{part}/verified.jsonl", f"{path}/metrics.jsonl", f"{path}/checkpoints/step_*"]
-    tempered = [path for name in ("base", *settings) for path in seeds_of(folder, name)]
-    tempered = [path for path in tempered if glob.glob(f"{path}/tune-*")]
+    tempered = sorted({os.path.dirname(path) for path in glob.glob(f"{folder}/*/tune-*")})
     for path in [f"{folder}/base", *tempered] if tempered else []:
         needed += [f"{path}/{part}-{T}/verified.jsonl" for part in ("tune", "val") for T in TEMPERATURES]
     if missing := [path for path in needed if not glob.glob(path)]:
@@ -112,8 +113,7 @@ def paired(title: str, head: str, rates: dict[str, np.ndarray], pairs: list[str]
 def metric(paths: list[str], key: str, steps: slice, reduce: Any, unit: float) -> list[float]:
     """Mean, lowest and highest over seeds of a key of metrics.jsonl, reduced over steps."""
     rows = [[row[key] for row in list(read_jsonl(f"{path}/metrics.jsonl", key))[steps]] for path in paths]
-    # null: no update in that step
-    seeds = [unit * reduce([value for value in some if value is not None]) for some in rows]
+    seeds = [unit * reduce([x for x in some if x is not None]) for some in rows]  # null: no update in it
     return [np.mean(seeds), min(seeds), max(seeds)]
 
 
@@ -187,20 +187,20 @@ def write_counts(path: str, runs: list[str]) -> None:
     """Correct samples of each held-out problem, a column a run: any two can be compared anew."""
     counts = {os.path.basename(run): counts_of(f"{run}/val/verified.jsonl") for run in runs}
     columns = [[f"{run} of {c['n'].max()}", *c["correct"]] for run, c in counts.items()]
-    np.savetxt(path, np.column_stack([["id", *counts["base"]["ids"]], *columns]), fmt="%s", delimiter=",")
+    with writing(path, OSError):
+        np.savetxt(path, np.column_stack([["id", *counts["base"]["ids"]], *columns]), fmt="%s", delimiter=",")
 
 
 def fill(path: str, tables: dict[str, str]) -> None:
     """Puts each table between its marks, <!-- NAME --> and <!-- end -->, in a Markdown file that has them."""
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
+    text = Path(path).read_text(encoding="utf-8")
     for name, table in tables.items():
         before, *after = re.split(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
         text = f"{before}{table}\n{after[0]}" if after else before
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+    with writing(path, OSError):
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def main():

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ def test_each_n_has_its_own_best_temperature(tmp_path):
     # tuning at N = 1, 2, 4: 0.8 gives 1/2, 1/2, 1/2 and 1.0 gives 1/4, 1/2, 1; the lower one of equals
     assert which == [0.8, 0.8, 1.0]
     assert values[0, 0].tolist() == [1 / 4, 1 / 2, 1]  # c: 1 of 4, 1 of 4, 2 of 4
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, capsys):
+    samples(tmp_path / "base/val/verified.jsonl", dict(a=1))
+    page = tmp_path / "README.md"
+    page.symlink_to("/dev/full")
+    for write in (
+        lambda: report.write_counts("/dev/full", [str(tmp_path / "base")]),
+        lambda: report.fill(str(page), {}),
+    ):
+        with mock.patch.object(report.Path, "read_text", lambda self, encoding: "words"):
+            with pytest.raises(SystemExit, match="2"):
+                write()
+        assert re.fullmatch(r"error: cannot write .*; make room and .*\n", capsys.readouterr().err)
 
 
 def test_the_report_of_a_small_folder(tmp_path, monkeypatch, capsys):
