@@ -66,9 +66,10 @@ def panels(*shape: int, height: float, **options: Any) -> tuple[Any, Any]:
     return figure, axes.ravel()
 
 
-def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
+def draw(parts: list[Panel], path: str, stored: str | None = None, bands: Iterable[str] = ()) -> None:
     """Draws the panels, two in a row under one legend, and writes their numbers to a CSV file beside it.
-    stored: the CSV of another figure; its lines are added in grey, except its base model's."""
+    stored: the CSV of another figure; its lines are added in grey, except its base model's. bands: whose
+    intervals are drawn, by default all."""
     lines_of = read_csv(stored) if stored else {}
     rows = (len(parts) + 1) // 2
     figure, axes = panels(rows, min(2, len(parts)), height=max(4.4, 0.6 + 2.7 * rows))
@@ -80,7 +81,8 @@ def draw(parts: list[Panel], path: str, stored: str | None = None) -> None:
         for label, (x, curve) in part.lines.items():
             value, low, high = part.scale * curve[:3]
             ax.plot(x, value, marker="o", markersize=3, label=label, **look[label])
-            ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
+            if not bands or label in bands:
+                ax.fill_between(x, low, high, color=look[label]["color"], alpha=0.12, linewidth=0)
         largest = max(max(x, default=0) for x, _ in part.lines.values()) if part.log else 0
         if part.log and largest:  # nothing to draw if no sample is correct
             ticks = [2**i for i in range(int(largest).bit_length())]

@@ -32,7 +32,7 @@ SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unl
 MATCHED = ["high-kl - default", "epochs-2 - high-kl", "epochs-3 - epochs-2"]
 MATCHED += ["unlikeliness-1 - high-kl", "unlikeliness-2 - epochs-2"]
 ABLATION = ["epochs-2", "beta-0.1", "unlikeliness-2", "beta-0.5", "beta-1", "token-mean"]  # beta_rank 0 to 1
-BANDS = ["default", "unlikeliness-2"]  # whose intervals are drawn
+BANDS = ["base", "default", "unlikeliness-2"]  # whose intervals are drawn
 NS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 TEMPERATURES = [0.8, 1.0, 1.25, 1.5]
 counts_of = functools.cache(load_counts)  # tables and counts.csv ask for the same files of 51,200 rows
@@ -161,13 +161,9 @@ def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
 
 
 def above_base(title: str, panel: Panel) -> Panel:
-    """The differences "NAME - base" for a figure, with the intervals of a few of them."""
-    shown = {}
-    for pair, (Ns, curve) in panel.lines.items():
-        name, minus, _ = pair.rpartition(" - base")
-        if minus:
-            band = curve if name in BANDS else np.where([[True], [False], [False]], curve, np.nan)
-            shown[name] = Ns, band
+    """The differences "NAME - base" for a figure."""
+    minus = " - base"
+    shown = {pair.removesuffix(minus): line for pair, line in panel.lines.items() if pair.endswith(minus)}
     return Panel(f"{title}, above base", "N, samples for each problem", shown, log=True)
 
 
@@ -243,16 +239,16 @@ def main():
         at_one, best, *others = temperature_panels(folder, tempered)
         panels += [at_one, best, *others]
         halves = [above_base("temperature 1", at_one), above_base("each at its best", best)]
-        draw(halves, f"{args.out}/temperature.png")
+        draw(halves, f"{args.out}/temperature.png", bands=BANDS)
     panels = [panel for panel in panels if panel.lines]  # nothing is matched with a lone setting
     tables = {panel.title: table(panel) for panel in panels}
     write_csv(f"{args.out}/tables.csv", panels)
     write_counts(f"{args.out}/counts.csv", [run for name in rates for run in seeds_of(folder, name)])
     plain = Panel("pass@N", "N, samples for each problem", {}, log=True)
     for name, line in panels[0].lines.items():  # an empty line keeps the colours of all figures the same
-        plain.lines[name] = line if name in ("base", *BANDS) else ([], np.empty([3, 0]))
-    draw([plain, above_base("pass@N", to_base)], f"{args.out}/pass_at_n.png")
-    draw(uplift_panels(by_rank), f"{args.out}/uplift.png")
+        plain.lines[name] = line if name in BANDS else ([], np.empty([3, 0]))
+    draw([plain, above_base("pass@N", to_base)], f"{args.out}/pass_at_n.png", bands=BANDS)
+    draw(uplift_panels(by_rank), f"{args.out}/uplift.png", bands=BANDS)
     draw(curve_panels({name: seeds_of(folder, name)[0] for name in settings}), f"{args.out}/curves.png")
     fill(f"{args.out}/README.md", tables)
     page = os.path.relpath(os.path.realpath(args.out), f"{HERE}/results")

@@ -501,6 +501,17 @@ def test_a_stored_figure_is_drawn_in_grey_without_its_base_model(tmp_path, monke
     }
 
 
+def test_a_figure_can_have_the_intervals_of_some_lines_alone(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    line = [1, 2], np.array([[0.5, 0.6], [0.4, 0.5], [0.6, 0.7]])
+    for bands in ((), ("b",)):
+        parts = [figures.Panel("p", "x", {"a": line, "b": line, "c": line})]
+        figures.draw(parts, str(tmp_path / "f.png"), bands=bands)
+    assert [len(figure.axes[0].collections) for figure in drawn] == [3, 1]
+    assert (tmp_path / "f.csv").read_text().count(",0.4,0.6") == 3  # the numbers are all there
+
+
 def test_curves_are_means_of_equal_parts_of_the_run(tmp_path):
     rows = [
         dict(step=k, reward=k / 100, unique=0.5, kl=None if k % 2 else 0.01 * k, clip_fraction=None)
