@@ -15,7 +15,7 @@ from lib.cli import fail
 from lib.jsonl import cannot_write, numbered_rows
 
 # Okabe and Ito's colours for the colour-blind, without black and yellow
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
 
 Line = tuple[Any, np.ndarray]
 LOOK = {  # of all figures
