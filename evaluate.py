@@ -129,7 +129,7 @@ def pass_table(results: dict[str, dict]) -> str:
         columns[-1] += [cells(lines[label][1], 1, scale=1)[-1] for lines in diversity.values() if draws]
         if c["unverified"]:
             left_out = f"{c['unverified']} samples without a verdict are left out"
-            notes.append(f"{label}: {left_out}, and {c['unjudged']} problems that have no others.")
+            notes.append(f"{label}: {left_out}; problems without any other: {c['unjudged']}.")
         if least < most:
             which = c["ids"][c["n"].argmin()]
             notes.append(f"{label}: N stops at {least}, all that {which} has; others have up to {most}.")
@@ -157,8 +157,8 @@ def pass_panels(results: dict[str, dict]) -> list[Panel]:
 def compare(runs: dict[str, str], figure: str, args: argparse.Namespace, stored: str | None = None) -> None:
     """What the runs {name: folder} did to their base model: tables, three sentences a run, one figure; of a
     lone run also two proofs. stored: CSV of another run's figure, to draw in grey. args: those of score."""
-    parts = curve_panels(runs)
     model, files = read_evaluations(runs)
+    parts = curve_panels(runs)
     if files:
         parts = compare_samples(files, model, args) + parts[:3]
     draw(parts, figure, stored)

@@ -37,7 +37,7 @@ from evaluate import compare
 from lib import build, checks, processes, run
 from lib.jsonl import make_folder, tee_jsonl, write_jsonl
 from lib.logprobs import completion_logprobs, make_batch, own_micro_batches, token_logprobs
-from lib.metrics import open_tracker, read_metrics, start_report, step_metrics
+from lib.metrics import read_metrics, start_report, step_metrics
 from lib.vllm_engine import sleep_engines, start_engines
 
 EVALUATION = 999_999  # stands for the step number in an evaluation's sampling seed
@@ -167,7 +167,7 @@ def collect(
 
     samples = run.load_if_complete(f"{folder}/samples.jsonl", total, "logprobs")
     samples = samples or tee_jsonl(f"{folder}/samples.jsonl", sampling())
-    verified = verify.verify_stream(samples, verifier, progress, total)
+    verified = run.some_judged(verify.verify_stream(samples, verifier, progress, total), folder)
     rows = list(tee_jsonl(f"{folder}/verified.jsonl", verified))
     return rows, {"seconds_sample": sampled_at - start, "seconds_verify": time.time() - sampled_at}
 
@@ -233,7 +233,7 @@ def parse_args(words: list[str] | None = None) -> Namespace:
     sample.settle_flags(args)
     shaping = any(vars(args)[name] != value for name, value in vars(advantage.options()).items())
     if args.advantages and (shaping or not args.out):
-        fail("--advantages needs --out; give --unlikeliness, --estimator and the like to advantage.py")
+        fail("--advantages takes --out, but --unlikeliness, --estimator and the like belong to advantage.py")
     args.out = args.out or f"runs/{run.run_name(args, parser)}"
     args.stored_curve = run.stored_curve(args, parser)
     return args
@@ -290,9 +290,8 @@ def main() -> None:
         fail(f"{args.out} already has {first} steps; give --steps {first} or more")
     if is_main:
         history = read_metrics(args, first)
-        log = open_tracker(args, record["run_id"])
         write_jsonl(f"{args.out}/args.json", [record])
-        report = start_report(args, log, history)
+        report = start_report(args, history)
         collect_held_out(prover, held_out, first, args)
 
     for step in tqdm(range(first, last), "training", last, initial=first, disable=not is_main):

@@ -192,7 +192,7 @@ def lean_verifier(
             if known and not message.startswith("bad "):
                 (verdict, message), seconds = known, 0.0
             elif lean.fixed and message.startswith("bad statement"):
-                message = f"{message[:220]} (the wheel's Lean has only its Prelude.lean: give --lean)"
+                message = f"{message[:220]} (the wheel's Lean knows only Prelude.lean: see --project, --lean)"
             added.append(dict(zip(ADDED, (verdict, REWARD[verdict], message[:300], round(seconds, 4)))))
         return added
 

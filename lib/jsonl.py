@@ -53,7 +53,9 @@ def check_row(where: str, row: dict, keys: Iterable[str], optional: Iterable[str
     for key in (*keys, *optional):
         kind, fits = KINDS.get(key, ("", lambda value: True))
         if key in row and not fits(row[key]):
-            fail(f"{where}: '{key}' is {repr(row[key])[:60]}, not {kind}; give rows as the stages write them")
+            fail(
+                f"{where}: '{key}' is {repr(row[key])[:60]}, not {kind}; mend the row (README: the pipeline)"
+            )
 
 
 # ---- reading ----
@@ -149,10 +151,12 @@ def make_folder(path: str) -> None:
 
 def check_out(out: str, *inputs: str | None) -> None:
     """Ends the program if a stage cannot write its output, or would overwrite what it reads."""
-    if os.path.isdir(out) or not os.path.isdir(os.path.dirname(out) or "."):
-        fail(f"cannot write {out}: it is a folder, or its folder does not exist; choose another --out")
+    if not os.path.isdir(os.path.dirname(out) or "."):
+        fail(f"cannot write {out}: its folder does not exist; make it or choose another --out")
     if os.path.realpath(out) in [os.path.realpath(path) for path in inputs if path]:
         fail(f"{out} is a file that this command reads; choose another --out")
+    if os.path.islink(out) or os.path.exists(out) and not os.path.isfile(out):  # it would be replaced
+        fail(f"cannot write {out}: it is a folder, a link or a device; choose another --out")
 
 
 def open_jsonl(path: str, mode: str) -> Any:

@@ -122,7 +122,8 @@ def ask_version(command: list[str], folder: str, env: dict[str, str]) -> tuple[s
     asked = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     found = re.search(r"version ((\d+)\.(\d+)[^ ,)]*)", asked.stdout)
     if not found:
-        fail(f"Lean does not run ({asked.stderr.strip()[-200:]}); try it: {shlex.join(command)} --version")
+        said = asked.stderr.strip()[-200:] or "it names no version"
+        fail(f"Lean does not run ({said}); try it: {shlex.join(command)} --version")
     return found[1], (int(found[2]), int(found[3])) >= (4, 12)
 
 
@@ -165,7 +166,7 @@ def find_lean(
     """The Lean behind --lean, tried out with its header; ends the program if it does not run."""
     folder = os.path.abspath(project or ".")
     if not os.path.isdir(folder):
-        fail(f"there is no folder {folder}; give the Lake project that has Mathlib as --project")
+        fail(f"there is no folder {folder}; --project is a Lake project, or a folder with Prelude.lean")
     command, env = locate_wheel(header, project) if lean == "auto" else locate(lean, folder)
     version, recent = ask_version(command, folder, env)
     sandbox = WITH_PARENT if works(WITH_PARENT) else []

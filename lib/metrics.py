@@ -1,11 +1,10 @@
-"""A step's metrics, the line it prints, warnings, trackers. The README says what each number means."""
+"""A step's metrics, the line it prints, warnings. The README says what each number means."""
 
 import argparse
 import contextlib
 import itertools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -23,7 +22,7 @@ def step_metrics(step: int, rows: list[dict]) -> dict:
     correct = [row for row in judged if row["reward"] >= 1]
     return {
         "step": step,
-        "reward": sum(row["reward"] for row in judged) / max(1, len(judged)),
+        "reward": sum(row["reward"] for row in judged) / len(judged) if judged else math.nan,
         "solved": len({row["id"] for row in correct}),
         "groups_kept": len({row["id"] for row in rows if row["advantage"] is not None}),
         "unique": len({(row["id"], row["completion"]) for row in rows}) / len(rows),
@@ -50,7 +49,7 @@ def alarms(history: list[dict]) -> Iterator[str]:
     """Warnings about what would otherwise go wrong in silence; history: the metrics rows so far."""
     row = history[-1]
     if len(history) >= 3 and not any(r["groups_kept"] for r in history[-3:]):
-        yield "no group was kept for three steps: all problems are too easy or too hard"
+        yield "no group was kept for three steps: all problems are too easy, too hard or without a verdict"
     if row["truncated"] > 0.5:
         yield f"{row['truncated']:.0%} of the completions hit --max-new-tokens, and so are wrong"
     if row["verifier_errors"]:
@@ -60,31 +59,6 @@ def alarms(history: list[dict]) -> Iterator[str]:
         yield f"{row['skipped']} of {row['updates']} updates skipped: {norm}"
     if (row["logprob_gap"] or 0) > 1:
         yield f"sampler and trainer disagree by {row['logprob_gap']:.2f} on a log-probability: stale weights?"
-
-
-def open_tracker(args: argparse.Namespace, run_id: str) -> Callable[[dict], None]:
-    """A function that sends a metrics row to --tracker."""
-    try:
-        if args.tracker == "wandb":
-            import wandb
-
-            name = os.path.basename(os.path.normpath(args.out))
-            run = wandb.init(dir=args.out, name=name, id=run_id, resume="allow", config=vars(args))
-            return lambda row: run.log(row, step=row["step"])
-        if args.tracker == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(f"{args.out}/tensorboard")
-
-            def to_tensorboard(row):
-                for name, value in row.items():
-                    if value is not None:
-                        writer.add_scalar(name, value, row["step"])
-
-            return to_tensorboard
-    except ImportError:
-        fail(f"--tracker {args.tracker} needs its package: pip install {args.tracker}, or leave the flag out")
-    return lambda row: None
 
 
 def read_metrics(args: argparse.Namespace, steps: int) -> list[dict]:
@@ -98,10 +72,8 @@ def read_metrics(args: argparse.Namespace, steps: int) -> list[dict]:
     return history
 
 
-def start_report(
-    args: argparse.Namespace, log: Callable[[dict], None], history: list[dict]
-) -> Callable[[dict], None]:
-    """A function that records the metrics of a step: metrics.jsonl, log (--tracker), a line, warnings."""
+def start_report(args: argparse.Namespace, history: list[dict]) -> Callable[[dict], None]:
+    """A function that records the metrics of a step: metrics.jsonl, a line, warnings."""
     path = f"{args.out}/metrics.jsonl"
     write_jsonl(path, history)
 
@@ -112,7 +84,6 @@ def start_report(
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         history[:] = [*history[-2:], metrics]
-        log(row)
         tqdm.write(step_line(metrics))
         for sentence in alarms(history):
             tqdm.write(f"warning: step {metrics['step']}: {sentence}", file=sys.stderr)

@@ -5,12 +5,11 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from lib.processes import full_state
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs none
 # Settings that a resumed run may change. Files are compared by their content.
-FREE = """advantages resume resume_from steps save_every keep out tracker workers verify_batch verdicts device
+FREE = """advantages resume resume_from steps save_every keep out workers verify_batch verdicts device
     reference_device shard gradient_checkpointing compile gpus tensor_parallel gpu_memory_utilization
     max_model_len sleep stored_curve model problems eval_problems reference""".split()
 FILES = "model problems eval_problems reference".split()
@@ -51,7 +50,6 @@ def add_flags(parser: ArgumentParser) -> None:
     add("--steps", type=count, default=100, help="sampling steps [paper: about 600]")
     add("--save-every", type=count, default=10, help="steps between checkpoints")
     add("--keep", type=number(int, 0), default=0, help="newest checkpoints to keep; 0: all")
-    add("--tracker", choices=["wandb", "tensorboard"], help="send the metrics there too")
 
 
 def run_name(args: Namespace, parser: ArgumentParser) -> str:
@@ -60,7 +58,8 @@ def run_name(args: Namespace, parser: ArgumentParser) -> str:
     for name in NAMED:
         value = getattr(args, name)
         if value != parser.get_default(name):
-            value = os.path.basename(os.path.normpath(str(value))).removesuffix(".jsonl")
+            path = os.path.normpath(str(value)).removesuffix(".jsonl").strip("/")
+            value = "-".join(path.split("/")[-2:])  # nat-base
             parts.append(f"{name.replace('_', '-')}-{value}")
     return "_".join([*parts, f"seed-{args.seed}"])
 
@@ -87,10 +86,18 @@ def announce(args: Namespace, problems: list, held_out: list, rows: list, checkp
         size = f"{args.problems_per_step} problems x {args.num_samples} completions"
         print(f"{name}: unlikeliness {args.unlikeliness:g}, {update}")
         print(f"{args.steps} steps of {size}, out of {len(problems)} problems")
-        print(f"pass@N of {len(held_out)} held-out problems before and after")
+        print(
+            f"pass@N of {len(held_out)} held-out problems before and after" if held_out else "no evaluation"
+        )
     print(f"model {args.model} on {args.device}; run folder {args.out}")
     if checkpoint:
         print(f"resuming from {checkpoint}")
+    model = checkpoint or args.model
+    for sampler in {
+        str(row.get("model", "@")) for row in rows
+    }:  # with an @: a step of a run, which has no path
+        if "@" not in sampler and os.path.realpath(sampler) != os.path.realpath(model):
+            print(f"warning: stale samples: they are of {sampler}, the update is of {model}", file=sys.stderr)
 
 
 def fingerprint(path: str | None) -> str | None:
@@ -110,11 +117,27 @@ def fingerprint(path: str | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def some_judged(rows: Iterable[dict], place: str) -> Iterator[dict]:
+    """The rows; ends the program if none has a verdict, so that no run goes on without a verifier. One
+    problem alone may be at fault itself."""
+    problems, judged, message = set(), False, ""
+    for row in rows:
+        problems.add(row["id"])
+        judged = judged or row["reward"] is not None
+        message = message or row["message"]
+        yield row
+    if len(problems) > 1 and not judged:
+        mend = "mend that and add --resume; other settings want another --out"
+        fail(f"no completion of {place} has a verdict ({message}); {mend}")
+
+
 def open_run(args: Namespace) -> tuple[dict, str | None]:
     """Makes the run folder and locks it, or checks that the run in it can be resumed with these settings.
 
-    Returns (what args.json is to hold: settings, fingerprints of model and problems, an id for trackers; the
-    checkpoint to continue, or None)."""
+    Returns (what args.json is to hold: settings, fingerprints of model and problems; the checkpoint to
+    continue, or None)."""
+    if args.num_samples < 2 and not args.advantages:
+        fail("--num-samples 1 teaches nothing: an advantage compares a group's completions; give 2 or more")
     path = f"{args.out}/args.json"
     taken = last_checkpoint(args.out) if args.advantages else os.path.exists(path)
     if taken and not args.resume:
@@ -124,12 +147,12 @@ def open_run(args: Namespace) -> tuple[dict, str | None]:
     if args.resume and not os.path.isdir(args.out):
         print(f"there is no run in {args.out} yet: starting one", file=sys.stderr)
     files = {name: fingerprint(getattr(args, name)) for name in FILES}
-    record = {"run_id": secrets.token_hex(8), "settings": vars(args), "files": files}
+    record = {"settings": vars(args), "files": files}
     try:
         os.makedirs(args.out, exist_ok=True)
         lock(args.out)
         if args.resume and os.path.exists(path):
-            record["run_id"] = check_settings(args, path, record)
+            check_settings(args, path, record)
     except OSError as error:
         fail(f"cannot use the run folder {args.out} ({error.strerror}); name another with --out")
     checkpoint = last_checkpoint(args.out)
@@ -147,12 +170,12 @@ def lock(folder: str) -> None:
             fail(f"another train.py is at work in {folder}; wait for it, or name another folder with --out")
 
 
-def check_settings(args: Namespace, path: str, record: dict) -> str:
-    """Returns the run's id if the settings match. Settings that its version lacked are not compared."""
+def check_settings(args: Namespace, path: str, record: dict) -> None:
+    """Ends the program unless the settings match. Settings that the run's version lacked are not compared."""
     try:
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
-        old_settings, old_files, run_id = before["settings"], before["files"], before["run_id"]
+        old_settings, old_files = before["settings"], before["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
         fail(f"{path} is damaged or of an older version and cannot be resumed; use another --out")
     changed = [
@@ -168,7 +191,6 @@ def check_settings(args: Namespace, path: str, record: dict) -> str:
     if changed:
         mend = "give the same settings to resume it, or name another folder with --out"
         fail(f"{args.out} was started with {changed[0]}; {mend}")
-    return run_id
 
 
 # Checkpoints

@@ -54,7 +54,7 @@ def load_counts(path: str) -> dict[str, Any]:
             proofs[name][row["completion"].strip()] += 1
     ids = [name for name in n if n[name]]
     if not ids:
-        fail(f"{path} has no row with a verdict; run sample.py and verify.py first")
+        fail(f"{path} has no row with a verdict, every reward is null; see its messages, then verify again")
     sequences = defaultdict(Counter)
     for name in proofs:
         for proof, times in proofs[name].items():
@@ -104,6 +104,8 @@ def name_inputs(paths: list[str], labels: list[str] | None) -> dict[str, str]:
 
 def read_run(folder: str) -> tuple[tuple[str, str], list[str], list[str]]:
     """((base model, its fingerprint), verified files of the evaluations, checkpoints), in order of steps."""
+    if not os.path.exists(f"{folder}/args.json"):
+        fail(f"{folder} has no args.json; give a run folder of train.py")
     try:
         record = next(read_jsonl(f"{folder}/args.json"))
         model = record["settings"]["model"], record["files"]["model"]
@@ -124,9 +126,8 @@ def read_evaluations(runs: dict[str, str]) -> tuple[str, dict[str, str]]:
         fail(f"the runs began with different models ({', '.join(paths)}); compare runs of one base model")
     model = models[0][0]
     if all(len(paths) > 1 for paths in evaluations):
-        return model, {"base model": evaluations[0][0]} | {
-            name: paths[-1] for name, paths in zip(runs, evaluations)
-        }
+        base = max((paths[0] for paths in evaluations), key=os.path.getsize)  # the one with most samples
+        return model, {"base model": base} | {name: paths[-1] for name, paths in zip(runs, evaluations)}
     if len(runs) > 1:
         fail("a run has no evaluation before and after training; it needs train.py's --eval-samples")
     return model, {}
@@ -143,5 +144,5 @@ def read_theorem(folder: str, name: str) -> dict[str, list[dict]]:
             rows = read_verified(files[0], "completion", "prompt_ids", "completion_ids")
             found[os.path.basename(place)] = [row for row in rows if row["id"] == name]
     if not found:
-        fail(f"{folder} has no samples of a theorem {name}; its problems.jsonl files name those it has")
+        fail(f"{folder} has no samples of a theorem {name}; problems.jsonl in its steps name those it has")
     return found

@@ -60,14 +60,16 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
     best = max(gain, key=lambda name: gain[name], default=None)
     if best is not None and gain[best] > 0:
         told += f"\nThe theorem that gained most at one try:\n\n{indented(statements[best])}\n"
-        for when, (correct, n, proofs) in (("Before", first[best]), ("After", last[best])):
-            proof, times = proofs.most_common(1)[0]
-            told += f"\n{when}, {correct} of {n} samples are correct; {times} of these:\n\n"
-            told += indented("  " + proof) + "\n"
+        for when, counts, old in (("Before", first[best], {}), ("After", last[best], first[best][2])):
+            correct, n, proofs = counts
+            proof = max(proofs, key=lambda text: proofs[text] - old.get(text, 0))  # whose count grew most
+            said = f"{when}, {correct} of {n} samples are correct; {proofs[proof]} of them are this proof"
+            told += f"\n{said}:\n\n" + indented("  " + proof) + "\n"
     groups: dict[str, list[int]] = {}
     for i in sorted(range(len(rows)), key=lambda i: -before[i]):
         groups.setdefault(rows[i]["id"], []).append(i)
-    rare = [i for group in groups.values() for i in group[len(group) - len(group) // 5 :]]
+    several = [group for group in groups.values() if len(group) > 1]
+    rare = [i for group in several for i in group[-(-4 * (len(group) - 1) // 5) :]]  # as in uplift: 0.8 to 1
     best = max(rare, key=lambda i: after[i] - before[i], default=None)
     if best is not None and after[best] > before[best]:
         gained, start = np.exp(after[best] - before[best]), np.exp(before[best])

@@ -46,15 +46,15 @@ def cache_folder(key: str) -> str:
 def compiled_prelude(project: str | None = None) -> str:
     """Folder that holds Prelude.olean, compiled once per Prelude.lean and wheel (a second or so).
 
-    Prelude.lean is the project's, if it has one, else that of toy/."""
+    Prelude.lean is the project's; without a project, that of toy/."""
     import hashlib
     import subprocess
     import tempfile
 
-    home = os.path.abspath(project or "")
-    if not project or not os.path.exists(os.path.join(home, "Prelude.lean")):
-        home = os.path.join(os.path.dirname(HERE), "toy")
+    home = os.path.abspath(project or os.path.join(os.path.dirname(HERE), "toy"))
     source = os.path.join(home, "Prelude.lean")
+    if not os.path.exists(source):
+        raise OSError(f"{home} has no Prelude.lean for the wheel's Lean; give another --project or --lean")
     with open(source, "rb") as file:
         key = hashlib.sha256(file.read() + str(os.stat(library() or "").st_size).encode()).hexdigest()[:16]
     folder = cache_folder(key)

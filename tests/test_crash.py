@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_left_heavy_is_made_light(tmp_path):
         os.rename(tmp_path / "checkpoints", tmp_path / f"checkpoints-{steps}")
     os.rename(tmp_path / "checkpoints-1/step_00001", tmp_path / "checkpoints-2/step_00001")
     os.rename(tmp_path / "checkpoints-2", tmp_path / "checkpoints")
-    lib.jsonl.write_jsonl(str(tmp_path / "args.json"), [{"settings": {}, "files": {}, "run_id": "1"}])
+    lib.jsonl.write_jsonl(str(tmp_path / "args.json"), [{"settings": {}, "files": {}}])
     _, last = lib.run.open_run(run_of(tmp_path, keep=0))
     assert last == lib.run.last_checkpoint(str(tmp_path))
     left = [sorted(os.listdir(tmp_path / "checkpoints" / name)) for name in ("step_00001", "step_00002")]
@@ -134,26 +134,16 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert lib.run.last_checkpoint(str(tmp_path)).endswith("step_00004")
 
 
-def test_two_runs_of_one_name_have_different_tracker_ids(tmp_path):
-    """A tracker's server would take them for one run and drop steps."""
-    records = [lib.run.open_run(run_of(tmp_path / place / "same:name?"))[0] for place in ("a", "b")]
-    assert records[0]["run_id"] != records[1]["run_id"] and records[0]["run_id"].isalnum()
-    os.makedirs(tmp_path / "moved")
-    lib.jsonl.write_jsonl(str(tmp_path / "moved/args.json"), [records[0]])
-    record, _ = lib.run.open_run(SimpleNamespace(**records[0]["settings"] | {"out": str(tmp_path / "moved")}))
-    assert record["run_id"] == records[0]["run_id"]
-
-
 def test_metrics_are_appended_and_cut_back_to_the_checkpoint(tmp_path):
     rows = [lib.metrics.step_metrics(step, [GRADED]) | {"seconds_sample": 1.0} for step in range(4)]
     args = SimpleNamespace(out=str(tmp_path), resume_from=None)
-    report = lib.metrics.start_report(args, lambda row: None, [])
+    report = lib.metrics.start_report(args, [])
     for row in rows:
         report(row)
     content = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(content[:-20])  # a kill in the middle of the last row
     history = lib.metrics.read_metrics(args, 3)
-    lib.metrics.start_report(args, lambda row: None, history)(rows[3])
+    lib.metrics.start_report(args, history)(rows[3])
     assert (tmp_path / "metrics.jsonl").read_bytes() == content
     with pytest.raises(SystemExit):
         lib.metrics.read_metrics(args, 9)

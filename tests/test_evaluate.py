@@ -596,16 +596,16 @@ def test_examples_are_the_theorem_and_the_rare_proof_that_gained_most():
         for name, texts in (("a", "uvwxyz"), ("b", "st"))
         for text in texts
     ]
-    before, after = [-1, -2, -3, -4, -5, -6, -1, -2], [-0, -2, -1, -4, -5, -5, -0, -1]
+    before, after = [-1, -2, -3, -4, -5, -6, -1, -2], [-0, -2, -1, -4, -5, -5, -0, -1.5]
     base, trained = counts(8, a="uvwxyz", b="st"), counts(8, b="ssst", a="uuuvwxy")
     text = story.examples({"base": base, "run": trained}, rows, before, after)
     assert (
-        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of these:\n\n      s" in text
+        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of them are this proof:\n\n      s" in text
     )  # +2 of 8, a +1 of 8
-    assert "After, 4 of 8 samples are correct; 3 of these:\n\n      s" in text
+    assert "After, 4 of 8 samples are correct; 3 of them are this proof:\n\n      s" in text
     assert "to 2.72 times the probability (0.0025 before)" in text and text.endswith(
         "theorem a\n      z"
-    )  # z alone is a rarest fifth
+    )  # z and t are rarest fifths
     assert story.examples({"base": base, "run": base}, rows, before, before) == ""
 
 
@@ -736,7 +736,7 @@ def test_help():
         ("compare runs/unlikely --outt x", "did you mean --out?"),
         ("compare runs/unlikely", "args.json"),
         ("show runs/unlikely", "required"),
-        ("show runs/none p", "cannot read"),
+        ("show runs/none p", "give a run folder"),
     ],
 )
 def test_bad_input_is_one_sentence(files, monkeypatch, called, arguments, message):
@@ -833,7 +833,7 @@ def test_compare_tells_one_run_with_examples(run_folders, called):
     assert done.returncode == 0, done.stderr
     assert "The theorem that gained most" in done.stdout and "theorem p : True := by" in done.stdout
     assert (
-        "3 of 4 samples are correct; 2 of these:" in done.stdout
+        "3 of 4 samples are correct; 2 of them are this proof:" in done.stdout
         and "4 of 4 samples are correct" in done.stdout
     )
 
@@ -844,6 +844,17 @@ def test_a_run_folder_of_another_kind_is_told_of(run_folders, called, content):
     for arguments in (["compare", run_folders / "runs/a"], ["show", run_folders / "runs/a", "t"]):
         done = called(*arguments)
         assert done.returncode == 2 and "args.json names no model" in done.stderr
+
+
+def test_the_base_model_is_compared_by_most_of_its_samples(run_folders):
+    more = verified({"p": [1, 1, 0, 1, 0], "q": [0, 1, 0, 0, 0]})
+    write(run_folders / "runs/b/eval_00000/verified.jsonl", more)
+    runs = {name: str(run_folders / "runs" / name) for name in "ab"}
+    files = evaluate.read_evaluations(runs)[1]
+    assert files == {
+        "base model": f"{runs['b']}/eval_00000/verified.jsonl",
+        **{name: f"{run}/eval_00002/verified.jsonl" for name, run in runs.items()},
+    }
 
 
 def test_compare_wants_runs_that_compare(run_folders, called):

@@ -475,6 +475,53 @@ def test_alarms_speak():
     assert not list(lib.metrics.alarms([fine] * 3))
 
 
+def test_a_reward_of_nothing_judged_is_no_number():
+    row = dict(id="p", completion="", finish_reason="stop", reward=None, advantage=None)
+    metrics = lib.metrics.step_metrics(0, [row, row])
+    assert math.isnan(metrics["reward"]) and metrics["verifier_errors"] == 2
+    assert "reward nan " in lib.metrics.step_line(metrics)
+    assert lib.metrics.step_metrics(0, [row, row | {"reward": 1.0}])["reward"] == 1
+
+
+def test_a_verifier_that_judges_nothing_ends_the_run(capsys):
+    rows = [dict(id=name, reward=None, message=f"bad statement {name}") for name in "pq"]
+    seen = lib.run.some_judged(rows, "runs/x/step_00003")
+    assert [next(seen), next(seen)] == rows
+    with pytest.raises(SystemExit):
+        next(seen)
+    said = capsys.readouterr().err
+    assert "runs/x/step_00003" in said and "bad statement p" in said and "--resume" in said
+    for some in ([rows[0], rows[1] | {"reward": 0.0}], rows[:1]):  # one problem may be at fault itself
+        assert list(lib.run.some_judged(some, "runs/x")) == some
+
+
+def test_stale_samples_are_told_of(tmp_path, capsys):
+    args = train.parse_args(["--advantages", "rows.jsonl", "--out", "runs/x", "--model", str(tmp_path)])
+    for sampler, warned in ((f"{tmp_path}/.", False), ("runs/x@step_00001", False), ("toy/base", True)):
+        rows = [dict(id="p", advantage=1.0, model=sampler), dict(id="p", advantage=1.0)]
+        lib.run.announce(args, [], [], rows, None)
+        said = capsys.readouterr().err
+        assert said == (
+            f"warning: stale samples: they are of {sampler}, the update is of {tmp_path}\n" if warned else ""
+        )
+    checkpoint = "runs/x/checkpoints/step_00001"
+    lib.run.announce(args, [], [], [dict(id="p", advantage=1.0, model=str(tmp_path))], checkpoint)
+    assert f"the update is of {checkpoint}\n" in capsys.readouterr().err
+
+
+def test_a_run_is_named_after_what_is_not_its_default(monkeypatch):
+    def name(*words):
+        return os.path.basename(train.parse_args(list(words)).out)
+
+    assert name() == "unlikeliness-0_epochs-1_kl-0.1_seed-0"
+    numbers = name("--model", "nat/base/", "--problems", "./nat/train.jsonl", "--seed", "2")
+    assert numbers == "unlikeliness-0_epochs-1_kl-0.1_model-nat-base_problems-nat-train_seed-2"
+    assert (
+        name("--lr", "1e-05", "--model", "/a/b/c")
+        == "unlikeliness-0_epochs-1_kl-0.1_model-b-c_lr-1e-05_seed-0"
+    )
+
+
 def test_only_a_whole_file_counts(tmp_path):
     path, rows = tmp_path / "step" / "samples.jsonl", [{"reward": 1.0, "n": n} for n in range(3)]
     assert lib.run.load_if_complete(str(path), 3, "reward") is None

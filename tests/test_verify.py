@@ -543,4 +543,4 @@ def test_a_statement_beyond_the_prelude_says_what_it_knows():
     row = {"statement": "theorem a (x : Nat) : x + 0 = x := by", "completion": "\n  rfl"}
     (out,) = verify.verify_rows([row], progress=False)
     assert out["verdict"] == "error" and out["message"].startswith("bad statement")
-    assert out["message"].endswith("(the wheel's Lean has only its Prelude.lean: give --lean)")
+    assert out["message"].endswith("(the wheel's Lean knows only Prelude.lean: see --project, --lean)")
