@@ -21,7 +21,7 @@ PAGES = [
 ]
 OTHERS = {  # flags of other programs, flags that are gone, and one that docs/fork.md adds
     *"--check --no-deps --index-url --depth --branch --local-dir --repo-type --nproc-per-node --version".split(),
-    *"--self-test --batch --ties --share-copies".split(),
+    *"--self-test --batch --ties --tracker --share-copies".split(),
 }
 
 
