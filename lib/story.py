@@ -63,7 +63,7 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
         for when, counts, old in (("Before", first[best], {}), ("After", last[best], first[best][2])):
             correct, n, proofs = counts
             proof = max(proofs, key=lambda text: proofs[text] - old.get(text, 0))  # whose count grew most
-            said = f"{when}, {correct} of {n} samples are correct; {proofs[proof]} of them are this proof"
+            said = f"{when}, {correct} of {n} samples are correct, {proofs[proof]} times with this proof"
             told += f"\n{said}:\n\n" + indented("  " + proof) + "\n"
     groups: dict[str, list[int]] = {}
     for i in sorted(range(len(rows)), key=lambda i: -before[i]):

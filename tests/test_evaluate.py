@@ -600,9 +600,9 @@ def test_examples_are_the_theorem_and_the_rare_proof_that_gained_most():
     base, trained = counts(8, a="uvwxyz", b="st"), counts(8, b="ssst", a="uuuvwxy")
     text = story.examples({"base": base, "run": trained}, rows, before, after)
     assert (
-        "theorem b\n\nBefore, 2 of 8 samples are correct; 1 of them are this proof:\n\n      s" in text
+        "theorem b\n\nBefore, 2 of 8 samples are correct, 1 times with this proof:\n\n      s" in text
     )  # +2 of 8, a +1 of 8
-    assert "After, 4 of 8 samples are correct; 3 of them are this proof:\n\n      s" in text
+    assert "After, 4 of 8 samples are correct, 3 times with this proof:\n\n      s" in text
     assert "to 2.72 times the probability (0.0025 before)" in text and text.endswith(
         "theorem a\n      z"
     )  # z and t are rarest fifths
@@ -833,7 +833,7 @@ def test_compare_tells_one_run_with_examples(run_folders, called):
     assert done.returncode == 0, done.stderr
     assert "The theorem that gained most" in done.stdout and "theorem p : True := by" in done.stdout
     assert (
-        "3 of 4 samples are correct; 2 of them are this proof:" in done.stdout
+        "3 of 4 samples are correct, 2 times with this proof:" in done.stdout
         and "4 of 4 samples are correct" in done.stdout
     )
 
