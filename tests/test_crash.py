@@ -154,6 +154,7 @@ def run_of(out, **changes):
         **{
             "out": str(out),
             "advantages": None,
+            "num_samples": 32,
             "resume": True,
             "resume_from": None,
             "keep": 0,
