@@ -242,4 +242,4 @@ def test_a_project_with_a_prelude_of_its_own_from_any_folder(lean, tmp_path):
         env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path))
         done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
         assert said in done.stdout, done.stderr
-    assert "only its Prelude.lean" in done.stderr
+    assert "knows only Prelude.lean" in done.stderr

@@ -81,7 +81,7 @@ def test_a_project_gives_the_verdicts_of_the_wheel_and_lake_is_asked_once(projec
     assert done.returncode == 0, done.stderr
     out = [json.loads(line) for line in (project.parent / "out").read_text(encoding="utf-8").splitlines()]
     expected = verify.verify_rows(ROWS, progress=False)
-    hint = " (the wheel's Lean has only its Prelude.lean: give --lean)"  # of no use to a toolchain
+    hint = " (the wheel's Lean knows only Prelude.lean: see --project, --lean)"  # of no use to a toolchain
     assert [(one["verdict"], one["reward"], one["message"]) for one in out] == [
         (one["verdict"], one["reward"], one["message"].removesuffix(hint)) for one in expected
     ]
