@@ -359,15 +359,10 @@ def test_the_command(stand_in, commands, tmp_path, monkeypatch, capsys):
     git = shutil.which("git", path=os.defpath)
     (commands / "git").write_text(f'#!/bin/sh\nexec {git} "$@"\n')
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}:{os.defpath}")
-    words = [
-        str(tmp_path / "rows"),
-        "--out",
-        str(tmp_path / "out"),
-        "--verifier",
-        "lean-dojo",
-        "--project",
-        make_project(tmp_path / "project"),
-    ]
+    project = make_project(tmp_path / "project")
+    shutil.copy(f"{HERE}/toy/Prelude.lean", project)  # for the wheel's Lean, which stands in
+    words = [str(tmp_path / "rows"), "--out", str(tmp_path / "out")]
+    words += ["--verifier", "lean-dojo", "--project", project]
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["verify.py", *words])
         verify.main()
