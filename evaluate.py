@@ -29,7 +29,7 @@ from lib.cli import fail, flags, number, printable, run, suggestion
 from lib.figures import Line, Panel, cells, curve_panels, draw, markdown, uplift_panels, uplift_table
 from lib.jsonl import make_folder
 from lib.samples import bootstrap_mean, correct_samples, load_counts, name_inputs, read_evaluations, score
-from lib.story import examples, sentences, show
+from lib.story import examples, rank_bins, sentences, show
 
 
 def pass_at_n(n: Any, c: Any, N: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def uplift(ids: Sequence, before: Sequence, after: Sequence, bins: int = 5) -> t
         ups = likelier[sorted(group, key=lambda i: -before[i])]  # likeliest first: the index is the rank
         by_rank.append(ups)
         if len(ups) > 1:  # a single proof has no relative rank
-            part = np.minimum(np.arange(len(ups)) * bins // (len(ups) - 1), bins - 1)
+            part = rank_bins(len(ups), bins)
             by_bin.append([ups[part == b].mean() if b in part else np.nan for b in range(bins)])
     most = max(map(len, by_rank))
     by_rank = [np.pad(ups, (0, most - len(ups)), constant_values=np.nan) for ups in by_rank]

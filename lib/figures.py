@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lib.cli import fail
-from lib.jsonl import cannot_write, numbered_rows
+from lib.jsonl import numbered_rows, writing
 
 # Okabe and Ito's colours for the colour-blind, without black and yellow
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
@@ -101,10 +101,8 @@ def draw(parts: list[Panel], path: str, stored: str | None = None, bands: Iterab
 def save(figure: Any, path: str) -> None:
     from matplotlib import pyplot
 
-    try:
+    with writing(path):
         figure.savefig(path, dpi=200)
-    except OSError as error:
-        cannot_write(path, error)
     pyplot.close(figure)
 
 
@@ -156,18 +154,15 @@ def uplift_panels(rates: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Panel
 
 def write_csv(path: str, parts: list[Panel]) -> None:
     """A row a point: panel, label, x, value, low, high; rates as fractions, empty where there is none."""
-    try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["panel", "label", "x", "value", "low", "high"])
-            for part in parts:
-                for label, (x, curve) in part.lines.items():
-                    for place, point in zip(x, curve[:3].T):
-                        numbers = ["" if np.isnan(number) else f"{number:.6g}" for number in point]
-                        name = place if isinstance(place, str) else f"{place:.6g}"
-                        writer.writerow([part.title, label, name, *numbers])
-    except OSError as error:
-        cannot_write(path, error)
+    with writing(path), open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["panel", "label", "x", "value", "low", "high"])
+        for part in parts:
+            for label, (x, curve) in part.lines.items():
+                for place, point in zip(x, curve[:3].T):
+                    numbers = ["" if np.isnan(number) else f"{number:.6g}" for number in point]
+                    name = place if isinstance(place, str) else f"{place:.6g}"
+                    writer.writerow([part.title, label, name, *numbers])
 
 
 def read_csv(path: str) -> dict[str, dict[str, Line]]:

@@ -53,9 +53,7 @@ def check_row(where: str, row: dict, keys: Iterable[str], optional: Iterable[str
     for key in (*keys, *optional):
         kind, fits = KINDS.get(key, ("", lambda value: True))
         if key in row and not fits(row[key]):
-            fail(
-                f"{where}: '{key}' is {repr(row[key])[:60]}, not {kind}; mend the row (README: the pipeline)"
-            )
+            fail(f"{where}: '{key}' is {repr(row[key])[:60]}, not {kind}; mend it (README: the pipeline)")
 
 
 # ---- reading ----
@@ -141,12 +139,19 @@ def cannot_write(path: str, error: BaseException) -> NoReturn:
     fail(f"cannot write {path} ({reason}); {mend} and {again}")
 
 
-def make_folder(path: str) -> None:
-    """Makes a folder unless it is there; ends the program with a sentence if that cannot be."""
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Ends the program with a sentence if what is done here cannot write the path."""
     try:
-        os.makedirs(path or ".", exist_ok=True)
+        yield
     except OSError as error:
         cannot_write(path, error)
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder unless it is there."""
+    with writing(path):
+        os.makedirs(path or ".", exist_ok=True)
 
 
 def check_out(out: str, *inputs: str | None) -> None:

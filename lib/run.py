@@ -86,16 +86,14 @@ def announce(args: Namespace, problems: list, held_out: list, rows: list, checkp
         size = f"{args.problems_per_step} problems x {args.num_samples} completions"
         print(f"{name}: unlikeliness {args.unlikeliness:g}, {update}")
         print(f"{args.steps} steps of {size}, out of {len(problems)} problems")
-        print(
-            f"pass@N of {len(held_out)} held-out problems before and after" if held_out else "no evaluation"
-        )
+        evaluation = f"pass@N of {len(held_out)} held-out problems before and after"
+        print(evaluation if held_out else "no evaluation")
     print(f"model {args.model} on {args.device}; run folder {args.out}")
     if checkpoint:
         print(f"resuming from {checkpoint}")
     model = checkpoint or args.model
-    for sampler in {
-        str(row.get("model", "@")) for row in rows
-    }:  # with an @: a step of a run, which has no path
+    for sampler in sorted({str(row["model"]) for row in rows if "model" in row}):
+        # NAME@step_00001 stands for a step of a run, whose weights have no folder.
         if "@" not in sampler and os.path.realpath(sampler) != os.path.realpath(model):
             print(f"warning: stale samples: they are of {sampler}, the update is of {model}", file=sys.stderr)
 
@@ -127,8 +125,7 @@ def some_judged(rows: Iterable[dict], place: str) -> Iterator[dict]:
         message = message or row["message"]
         yield row
     if len(problems) > 1 and not judged:
-        mend = "mend that and add --resume; other settings want another --out"
-        fail(f"no completion of {place} has a verdict ({message}); {mend}")
+        fail(f"no completion of {place} has a verdict ({message}); mend that, then --resume or another --out")
 
 
 def open_run(args: Namespace) -> tuple[dict, str | None]:
@@ -219,7 +216,7 @@ def moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Ten
 
 
 @contextlib.contextmanager
-def writing(path: str, kinds: Any = Exception) -> Iterator[None]:
+def writing_checkpoint(path: str, kinds: Any = Exception) -> Iterator[None]:
     """Ends the program with a sentence if writing fails: each library has its own error for a full disk."""
     try:
         yield
@@ -243,21 +240,21 @@ def save_checkpoint(
     final, part = f"{folder}/step_{steps:05d}", f"{folder}/part"
     weights, tensors = full_state(model), moments(model, optimizer)
     if processes.is_main():
-        with writing(part):
+        with writing_checkpoint(part):
             shutil.rmtree(part, ignore_errors=True)
             os.makedirs(part)
             model.save_pretrained(part, state_dict=weights)
             save_tokenizer(tokenizer, part)
     if processes.count() > 1:
         dist.all_reduce(torch.zeros(1))  # wait until the main process has made the folder
-    with writing(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
+    with writing_checkpoint(f"{part}/optimizer", (OSError, dcp.CheckpointException)):
         writer = dcp.HuggingFaceStorageWriter(f"{part}/optimizer", save_distributed=True)
         dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     if not processes.is_main():
         return
     adam_steps = int(next(iter(optimizer.state.values()))["step"])
     state = {"steps": steps, "adam_steps": adam_steps, "buffer": buffer}
-    with writing(f"{part}/trainer.pt"):
+    with writing_checkpoint(f"{part}/trainer.pt"):
         torch.save(state, f"{part}/trainer.pt")
         shutil.rmtree(final, ignore_errors=True)  # a resumed run may make the same one again
         os.replace(part, final)

@@ -45,6 +45,11 @@ def sentences(name: str, problems: int, passes: Any, rates: Any, distinct: Any) 
     return told
 
 
+def rank_bins(count: int, bins: int = 5) -> np.ndarray:
+    """[count]: in which part of the relative rank, 0 to 1, each of a problem's samples is; two or more."""
+    return np.minimum(np.arange(count) * bins // (count - 1), bins - 1)
+
+
 def indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in printable(text).strip("\n").split("\n"))
 
@@ -69,7 +74,7 @@ def examples(results: dict[str, dict], rows: list[dict], before: list[float], af
     for i in sorted(range(len(rows)), key=lambda i: -before[i]):
         groups.setdefault(rows[i]["id"], []).append(i)
     several = [group for group in groups.values() if len(group) > 1]
-    rare = [i for group in several for i in group[-(-4 * (len(group) - 1) // 5) :]]  # as in uplift: 0.8 to 1
+    rare = [i for group in several for i, part in zip(group, rank_bins(len(group))) if part == 4]
     best = max(rare, key=lambda i: after[i] - before[i], default=None)
     if best is not None and after[best] > before[best]:
         gained, start = np.exp(after[best] - before[best]), np.exp(before[best])

@@ -24,8 +24,7 @@ sys.path.insert(0, HERE)
 from evaluate import pass_at_n, uplift
 from lib.cli import fail, flags, run
 from lib.figures import Panel, cells, curve_panels, draw, markdown, uplift_panels, write_csv
-from lib.jsonl import make_folder, read_jsonl
-from lib.run import writing
+from lib.jsonl import make_folder, read_jsonl, writing
 from lib.samples import correct_samples, load_counts, score
 
 SETTINGS = ["default", "high-kl", "epochs-2", "epochs-3", "unlikeliness-1", "unlikeliness-2"]
@@ -162,8 +161,7 @@ def temperature_panels(folder: str, names: list[str]) -> list[Panel]:
 
 def above_base(title: str, panel: Panel) -> Panel:
     """The differences "NAME - base" for a figure."""
-    minus = " - base"
-    shown = {pair.removesuffix(minus): line for pair, line in panel.lines.items() if pair.endswith(minus)}
+    shown = {pair.removesuffix(" - base"): line for pair, line in panel.lines.items() if " - base" in pair}
     return Panel(f"{title}, above base", "N, samples for each problem", shown, log=True)
 
 
@@ -183,7 +181,7 @@ def write_counts(path: str, runs: list[str]) -> None:
     """Correct samples of each held-out problem, a column a run: any two can be compared anew."""
     counts = {os.path.basename(run): counts_of(f"{run}/val/verified.jsonl") for run in runs}
     columns = [[f"{run} of {c['n'].max()}", *c["correct"]] for run, c in counts.items()]
-    with writing(path, OSError):
+    with writing(path):
         np.savetxt(path, np.column_stack([["id", *counts["base"]["ids"]], *columns]), fmt="%s", delimiter=",")
 
 
@@ -195,7 +193,7 @@ def fill(path: str, tables: dict[str, str]) -> None:
     for name, table in tables.items():
         before, *after = re.split(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", text, maxsplit=1, flags=re.S)
         text = f"{before}{table}\n{after[0]}" if after else before
-    with writing(path, OSError):
+    with writing(path):
         Path(path).write_text(text, encoding="utf-8")
 
 
